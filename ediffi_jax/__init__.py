@@ -1,0 +1,1 @@
+"""JAX implementation of eDiff-I."""
