@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Installs what the tests need and runs them all:   bash launch/test.sh [--all] [pytest arguments]
+#   --all   also the tests marked `pod`: machines emulated at pod scale, which take long
+# Everything else is passed to pytest:              bash launch/test.sh tests/test_samplers.py -k order
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/environment.sh
+environment test || exit $?
+
+markers=(-m "not pod")
+if [[ "${1:-}" == "--all" ]]; then
+  markers=()
+  shift
+fi
+
+# One worker per core, each told to use one thread: workers that each start a thread per core only wait
+# for one another. The compilation cache is shared, so a program two workers need is compiled once.
+cores="$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)"
+workers="${TEST_WORKERS:-$((cores < 4 ? cores : 4))}"
+threads=$((cores / workers > 1 ? cores / workers : 1))
+export NPROC="$threads" OMP_NUM_THREADS="$threads" OPENBLAS_NUM_THREADS="$threads" MKL_NUM_THREADS="$threads"
+scratch="$(mktemp -d)"
+trap 'rm -rf "$scratch"' EXIT
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$scratch/jax}"
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=0
+
+paths=()
+if [[ $# -eq 0 || "$1" == -* ]]; then paths=(tests); fi
+"$PYTHON" -m pytest -q -n "$workers" --dist worksteal --durations=15 ${markers[@]+"${markers[@]}"} ${paths[@]+"${paths[@]}"} "$@"
