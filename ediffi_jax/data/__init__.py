@@ -1,0 +1,1 @@
+"""Records in, batches out: the embedded scenes, their files, and the loader."""
