@@ -1,0 +1,132 @@
+"""Where records come from: a TFDS folder read without TensorFlow, the embedded scenes being one of them.
+
+A record is an encoded picture, its caption, and for scenes the JSON that lets a caption be phrased
+anew. Records are addressed by number, which is all that a shuffled order needs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from etils import epath
+
+from ediffi_jax import errors
+from ediffi_jax.data import scenes
+from ediffi_jax.data.views import LoaderError
+
+# TFDS data sets name the split for choices either way; asked for the one, we take what there is.
+HELD_OUT_NAMES = ("validation", "test")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """A stored picture still encoded, its caption, and the scene's JSON ("" if it is no scene)."""
+
+    encoded: bytes
+    caption: str
+    scene: str = ""
+
+    def rephrased(self, rng: np.random.Generator) -> str:
+        """A caption drawn anew where the scene is known, else the stored one."""
+        return scenes.caption(scenes.Scene.from_json(self.scene), rng) if self.scene else self.caption
+
+
+class Source(Protocol):
+    """Random access to records."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, numbers: Sequence[int]) -> list[Record]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsSource:
+    """A split of a prepared TFDS data set with the features `image` and `caption`.
+
+    Attributes:
+        folder: that holds `dataset_info.json`.
+        split: its name there.
+    """
+
+    folder: str
+    split: str
+
+    @functools.cached_property
+    def _data(self) -> Sequence[dict]:
+        import tensorflow_datasets as tfds  # a second to import, and only training needs it
+
+        builder = tfds.builder_from_directory(self.folder)
+        return builder.as_data_source(self.split, decoders={"image": tfds.decode.SkipDecoding()})
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getstate__(self) -> dict[str, str]:
+        """Worker processes open the files themselves."""
+        return {"folder": self.folder, "split": self.split}
+
+    def read(self, numbers: Sequence[int]) -> list[Record]:
+        rows = self._data.__getitems__([int(number) for number in numbers])
+        return [
+            Record(
+                encoded=row["image"],
+                caption=row["caption"].decode(),
+                scene=row["scene"].decode() if "scene" in row else "",
+            )
+            for row in rows
+        ]
+
+
+def open_tfds(folder: str | os.PathLike[str], split: str) -> TfdsSource:
+    """The source of a split of a prepared data set.
+
+    Raises:
+        LoaderError: no data set there, no such split, or a feature is missing.
+    """
+    path = epath.Path(folder)
+    if not (path / "dataset_info.json").exists():
+        raise LoaderError(f"no prepared data set in {os.fspath(folder)!r}: expected a folder with dataset_info.json")
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(path)
+    missing = {"image", "caption"} - set(builder.info.features)
+    if missing:
+        raise LoaderError(f"data set {os.fspath(folder)!r} lacks the feature {sorted(missing)[0]!r}")
+    names = builder.info.splits
+    if split not in names and split in HELD_OUT_NAMES:
+        split = next((name for name in HELD_OUT_NAMES if name in names), split)
+    if split not in names:
+        raise LoaderError(f"data set has no split {split!r}{errors.nearest(split, names)}")
+    if names[split].num_examples == 0:
+        raise LoaderError(f"split {split!r} of {os.fspath(folder)!r} is empty")
+    return TfdsSource(os.fspath(path), split)
+
+
+def open_scenes(dir: str, split: str, resolution: int, num_scenes: int, prepare: bool) -> TfdsSource:
+    """The embedded scenes, written below `dir` first if they are not there.
+
+    Args:
+        dir: data folder; "" is ``~/.cache/ediffi_jax/data``.
+        split: train, validation (or test), heldout.
+        resolution: of the stored pictures.
+        num_scenes: size of the train split.
+        prepare: write them if they are missing (with several processes, only one may).
+
+    Raises:
+        LoaderError: missing and not to be prepared, or see `open_tfds`.
+    """
+    from ediffi_jax.data.scenes import builder
+
+    root = epath.Path(dir or "~/.cache/ediffi_jax/data").expanduser()
+    config = builder.ScenesConfig(resolution=resolution, num_scenes=num_scenes)
+    folder = builder.location(root, config)
+    if prepare:
+        builder.prepare(root, config)
+    elif not (folder / "dataset_info.json").exists():
+        raise LoaderError(f"scenes are not prepared in {os.fspath(folder)!r}: start one process alone first")
+    return open_tfds(folder, split)
