@@ -12,8 +12,10 @@ processes, nor of workers, nor where a run was interrupted changes which image i
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -225,9 +227,27 @@ class Loader:
             options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
             reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
             read = starts.map(self._assemble).to_iter_dataset(reading).mp_prefetch(options)
-            return iter(read.map(self._tokenized))
+            batches = _closing(iter(read.map(self._tokenized)))
+            # Closed before the interpreter tears down the modules that closing needs.
+            atexit.register(_close, weakref.ref(batches))
+            return batches
         reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
         return iter(starts.map(self.batch).to_iter_dataset(reading))
+
+
+def _closing(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches; stops Grain's worker processes when it is closed or dropped."""
+    try:
+        yield from batches
+    finally:
+        if hasattr(batches, "close"):  # not in the older versions that we admit
+            batches.close()
+
+
+def _close(reference: weakref.ref) -> None:
+    batches = reference()
+    if batches is not None:
+        batches.close()
 
 
 def make_loader(
