@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -62,7 +63,7 @@ class Ensemble:
     def intervals(self) -> tuple[Interval, ...]:
         """The interval of mass of each expert."""
         masses = (0.0, *self.cuts, 1.0)
-        return tuple(Interval(low, high) for low, high in zip(masses, masses[1:], strict=False))
+        return tuple(Interval(low, high) for low, high in itertools.pairwise(masses))
 
     @property
     def cut_sigmas(self) -> tuple[float, ...]:
@@ -151,7 +152,7 @@ def switch(denoise_of: Callable[[Params], DenoiseFn], stacked_params: PyTree, en
     """The denoiser of an ensemble: at each call, the network of the expert that owns sigma, and no other.
 
     `lax.switch` with the whole network inside each branch: the branches read static slices of the stack,
-    nothing is copied (docs/performance.md compares the alternatives). One expert needs no switch.
+    nothing is copied (benchmarks/expert_switch.py compares the alternatives). One expert needs no switch.
 
     Args:
         denoise_of: one expert's parameters -> its denoiser.
@@ -163,7 +164,9 @@ def switch(denoise_of: Callable[[Params], DenoiseFn], stacked_params: PyTree, en
     """
     counts = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(stacked_params)}
     if counts - {ensemble.num_experts}:
-        raise ExpertError(f"parameters of {sorted(counts)} experts; expected {ensemble.num_experts}, cuts {ensemble.cuts}")
+        raise ExpertError(
+            f"parameters of {sorted(counts)} experts; expected {ensemble.num_experts}, cuts {ensemble.cuts}"
+        )
 
     def expert(i: int, x: Images, sigma: Scalar) -> Images:
         return denoise_of(take(stacked_params, i))(x, sigma)

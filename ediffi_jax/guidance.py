@@ -104,4 +104,6 @@ def _check_alike(cond: PyTree, null: PyTree) -> None:
     for (path, c), n in zip(jax.tree_util.tree_leaves_with_path(cond), jax.tree.leaves(null), strict=True):
         if jnp.shape(c) != jnp.shape(n):
             where = jax.tree_util.keystr(path)
-            raise GuidanceError(f"cond{where} is {jnp.shape(c)} but null{where} is {jnp.shape(n)}; expected equal shapes")
+            raise GuidanceError(
+                f"cond{where} is {jnp.shape(c)} but null{where} is {jnp.shape(n)}; expected equal shapes"
+            )

@@ -30,7 +30,12 @@ class DPMpp2M:
     """DPM-Solver++(2M), order 2, for a grid that ends at 0 (`karras`); deterministic."""
 
     def __call__(
-        self, denoise: DenoiseFn, noise: Images, sigmas: Grid, keys: Keys | None = None, callback: Callback | None = None
+        self,
+        denoise: DenoiseFn,
+        noise: Images,
+        sigmas: Grid,
+        keys: Keys | None = None,
+        callback: Callback | None = None,
     ) -> Images:
         """See `Sampler`."""
         x, sigmas = prepare(noise, sigmas)
@@ -67,7 +72,12 @@ class DeisAB:
             raise SamplerError(f"Adams-Bashforth order is {self.order}; expected 1, 2 or 3")
 
     def __call__(
-        self, denoise: DenoiseFn, noise: Images, sigmas: Grid, keys: Keys | None = None, callback: Callback | None = None
+        self,
+        denoise: DenoiseFn,
+        noise: Images,
+        sigmas: Grid,
+        keys: Keys | None = None,
+        callback: Callback | None = None,
     ) -> Images:
         """See `Sampler`."""
         x, sigmas = prepare(noise, sigmas, to_zero=self.denoise_final)
@@ -85,7 +95,7 @@ class DeisAB:
 
 
 def two_step_weights(sigmas: Float[Array, "steps+1"]) -> tuple[Float[Array, "steps"], Float[Array, "steps"]]:
-    """DPM-Solver++(2M)'s e^-h = sigma_{i+1}/sigma_i and 1/(2r) = h_i/(2 h_{i-1}); 1/(2r) = 0 first, and to sigma = 0."""
+    """DPM-Solver++(2M)'s e^-h = sigma_{i+1}/sigma_i, and 1/(2r) = h_i/(2 h_{i-1}): 0 first, and to sigma = 0."""
     ratio = sigmas[1:] / jnp.where(sigmas[:-1] > 0, sigmas[:-1], 1.0)
     h = -jnp.log(jnp.where(ratio > 0, ratio, 1.0))  # 0 stands for the last, infinite one
     h_before = jnp.append(jnp.full((1,), jnp.inf, h.dtype), h[:-1])

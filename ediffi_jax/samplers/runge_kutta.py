@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,8 @@ from ediffi_jax.denoiser import DenoiseFn
 from ediffi_jax.errors import nearest
 from ediffi_jax.samplers.base import Callback, Grid, SamplerError, prepare, report, slope, step_noise
 from ediffi_jax.types import Images, Keys, Scalar
+
+Stir = Callable[[Array, Scalar, Images], tuple[Scalar, Images]]
 
 # Butcher tableaus: rows of a, then b; c_j = sum_l a_jl.
 Tableau = tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]
@@ -43,7 +46,12 @@ class Euler:
     """Euler's method, order 1 (DDIM): one evaluation a step."""
 
     def __call__(
-        self, denoise: DenoiseFn, noise: Images, sigmas: Grid, keys: Keys | None = None, callback: Callback | None = None
+        self,
+        denoise: DenoiseFn,
+        noise: Images,
+        sigmas: Grid,
+        keys: Keys | None = None,
+        callback: Callback | None = None,
     ) -> Images:
         """See `Sampler`."""
         x, sigmas = prepare(noise, sigmas)
@@ -67,7 +75,12 @@ class Heun:
     churn_noise: float = 1.0
 
     def __call__(
-        self, denoise: DenoiseFn, noise: Images, sigmas: Grid, keys: Keys | None = None, callback: Callback | None = None
+        self,
+        denoise: DenoiseFn,
+        noise: Images,
+        sigmas: Grid,
+        keys: Keys | None = None,
+        callback: Callback | None = None,
     ) -> Images:
         """See `Sampler`. Step i of image k draws its noise from fold_in(keys[k], i)."""
         x, sigmas = prepare(noise, sigmas)
@@ -107,14 +120,21 @@ class DeisRK:
             raise SamplerError(f"unknown Runge-Kutta method {self.method!r}{nearest(str(self.method), TABLEAUS)}")
 
     def __call__(
-        self, denoise: DenoiseFn, noise: Images, sigmas: Grid, keys: Keys | None = None, callback: Callback | None = None
+        self,
+        denoise: DenoiseFn,
+        noise: Images,
+        sigmas: Grid,
+        keys: Keys | None = None,
+        callback: Callback | None = None,
     ) -> Images:
         """See `Sampler`."""
         x, sigmas = prepare(noise, sigmas, to_zero=self.denoise_final)
         return _integrate(TABLEAUS[self.method], denoise, x, sigmas, callback)
 
 
-def _integrate(tableau: Tableau, denoise: DenoiseFn, x: Images, sigmas: Array, callback, stir=None) -> Images:
+def _integrate(
+    tableau: Tableau, denoise: DenoiseFn, x: Images, sigmas: Array, callback: Callback | None, stir: Stir | None = None
+) -> Images:
     """The loop: a scan over steps, around a scan over stages. `stir(step, sigma, x)` may raise the noise first."""
 
     def step(x: Images, at: tuple) -> tuple[Images, None]:
@@ -128,9 +148,7 @@ def _integrate(tableau: Tableau, denoise: DenoiseFn, x: Images, sigmas: Array, c
     return jax.lax.scan(step, x, (jnp.arange(len(sigmas) - 1), sigmas[:-1], sigmas[1:]))[0]
 
 
-def _step(
-    tableau: Tableau, denoise: DenoiseFn, x: Images, sigma: Scalar, sigma_next: Scalar
-) -> tuple[Images, Images]:
+def _step(tableau: Tableau, denoise: DenoiseFn, x: Images, sigma: Scalar, sigma_next: Scalar) -> tuple[Images, Images]:
     """One step; also the first stage's x0."""
     a, b = (jnp.array(rows, x.dtype) for rows in tableau)
     stages, h = len(b), sigma_next - sigma
@@ -149,8 +167,7 @@ def _step(
 
     empty = jnp.zeros((stages, *x.shape), x.dtype), jnp.zeros_like(x)
     (slopes, first), _ = jax.lax.scan(stage, empty, (jnp.arange(stages), a))
-    weights = jnp.where(sigma_next > 0, b, jnp.eye(stages, dtype=x.dtype)[0])
-    return x + h * _combine(weights, slopes), first
+    return jnp.where(sigma_next > 0, x + h * _combine(b, slopes), first), first
 
 
 def _combine(weights: Array, slopes: Array) -> Images:
