@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -36,7 +37,8 @@ class Interrupted(Exception):
 class Step:
     """One step: `command` as an argument list, or a Python function `action` where there is no command.
 
-    `settings` is what the result depends on: a finished step is only taken over if it is unchanged.
+    `settings` is what the result of an action depends on: a finished step is only taken over if it is unchanged.
+    `makes` is a folder that a half-finished start leaves unusable: it is removed before the next one.
     """
 
     name: str
@@ -44,10 +46,16 @@ class Step:
     command: Sequence[str] = ()
     action: Callable[[], None] | None = None
     settings: str = ""
+    makes: Path | None = None
 
     @property
     def identity(self) -> str:
         return " ".join(self.command) or self.settings
+
+    @property
+    def command_line(self) -> str:
+        """The command as a user types it; "" for a function."""
+        return " ".join(("python", *self.command[1:])) if self.command else ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +103,7 @@ def run_steps(folder: Path, steps: Sequence[Step], *, say: Callable[[str], None]
             continue
         say(f"[{number}/{len(steps)}] {step.title}")
         with _timed(folder, step):
-            with _sigterm_as_interrupt():
+            with _signals_as_interrupt():
                 _run(step)
     return finished(folder, steps)
 
@@ -119,22 +127,25 @@ def _timed(folder: Path, step: Step) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Makes SIGTERM raise KeyboardInterrupt, and either of them leave as `Interrupted`."""
+def _signals_as_interrupt() -> Iterator[None]:
+    """Makes SIGTERM and a closed terminal raise KeyboardInterrupt, and any of them leave as `Interrupted`."""
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     except KeyboardInterrupt:
         raise Interrupted from None
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _run(step: Step) -> None:
+    if step.makes is not None:
+        shutil.rmtree(step.makes, ignore_errors=True)
     if step.action is not None:
         step.action()
         return
@@ -149,12 +160,8 @@ def _run(step: Step) -> None:
 def _call(command: Sequence[str], patience: float = 120.0) -> int:
     """Runs a command; on Ctrl-C asks it to save and stop, and waits for that at most `patience` seconds."""
 
-    # The terminal sends Ctrl-C to both processes. Started with it ignored, the command leaves it to us.
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        process = subprocess.Popen(list(command))
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    # In a process group of its own the command does not get the terminal's Ctrl-C, only our one SIGTERM.
+    process = subprocess.Popen(list(command), process_group=0)
     try:
         return process.wait()
     except KeyboardInterrupt:
