@@ -1,0 +1,40 @@
+"""Where releases are: bundled with the package, or a folder of the user's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ediffi_jax.errors import nearest
+from ediffi_jax.release.spec import ReleaseError
+
+RELEASES = Path(__file__).resolve().parent.parent / "releases"
+# Prefix, in cascade.json, of encoders that come with the package.
+BUNDLED = "bundled:"
+
+
+def bundled() -> dict[str, Path]:
+    """Name -> folder of the releases that come with the package."""
+    return {path.parent.name: path.parent for path in sorted(RELEASES.glob("*/cascade.json"))}
+
+
+def bundled_encoders() -> dict[str, Path]:
+    """Name -> folder of the encoders that come with the package."""
+    return {path.parent.name: path for path in sorted(RELEASES.glob("*/encoders"))}
+
+
+def find(name_or_path: str | os.PathLike) -> Path:
+    """The folder that a user's name or path means: a bundled name first, then a path.
+
+    Raises:
+        ReleaseError: neither; with the nearest bundled names.
+    """
+    known = bundled()
+    if str(name_or_path) in known:
+        return known[str(name_or_path)]
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ReleaseError(f"{path} is a file; expected a release folder or a training workdir")
+    raise ReleaseError(f"no cascade {str(name_or_path)!r}: no such folder, and not bundled{nearest(str(name_or_path), known)}")

@@ -1,0 +1,207 @@
+"""Training workdirs as stages: the EMA weights of the newest checkpoint, and runs stacked into an ensemble.
+
+    workdir/checkpoints/<step>   Orbax; one tree `state`, of which only `ema` is read, and as JSON in its
+                                 metadata the config, the cuts, and which experts of the partition it holds
+
+Experts may be trained together or one a run; `stack_runs` joins runs whose intervals tile [0, 1].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from ediffi_jax import encoders
+from ediffi_jax.experts import Ensemble
+from ediffi_jax.release.files import Release
+from ediffi_jax.release.spec import ReleaseError, StageSpec, sampler_from_json
+
+CHECKPOINTS = "checkpoints"
+CHECKPOINT_FORMAT = 1
+# What a file that is missing, cut short or altered raises in Orbax and TensorStore.
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a training run has to offer.
+
+    Attributes:
+        workdir: where it is.
+        spec: the stage it trains; its cuts are those of the whole partition.
+        ema: nested host arrays, leaves [E, ...].
+        intervals: quantile interval (low, high) of each expert held.
+        encoders: folder of its encoders.
+        fingerprint: of those encoders when the checkpoint was written.
+        trained: steps, images and settings worth recording.
+    """
+
+    workdir: Path
+    spec: StageSpec
+    ema: Mapping[str, Any]
+    intervals: tuple[tuple[float, float], ...]
+    encoders: Path
+    fingerprint: str
+    trained: Mapping[str, Any]
+
+
+def is_workdir(folder: str | os.PathLike) -> bool:
+    """Whether a folder is a training workdir (and no release)."""
+    return (Path(folder) / CHECKPOINTS).is_dir() and not (Path(folder) / "cascade.json").exists()
+
+
+def read_workdir(workdir: str | os.PathLike) -> Run:
+    """Reads the newest readable checkpoint; a damaged one is named in the log and passed over.
+
+    Raises:
+        ReleaseError: no checkpoint, none readable, or one of a later format.
+    """
+    workdir = Path(workdir)
+    folder = workdir / CHECKPOINTS
+    steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True) if folder.is_dir() else []
+    if not steps:
+        raise ReleaseError(f"{workdir} holds no checkpoint; expected the workdir of a launch.train that has saved")
+    for step in steps:
+        try:
+            position, ema = _read_checkpoint(folder / str(step))
+            return _run(workdir, position, ema)
+        except DAMAGE as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            logging.warning("checkpoint %s is damaged (%s); trying the one before it", folder / str(step), reason)
+    raise ReleaseError(f"every checkpoint in {folder} is damaged: {', '.join(map(str, steps))}")
+
+
+def _read_checkpoint(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The position and the EMA of one checkpoint; nothing else of it is read from disk."""
+    from orbax.checkpoint import v1 as ocp  # a second of import that sampling from a release does not need
+
+    metadata = ocp.checkpointables_metadata(path)
+    position = metadata.custom_metadata
+    if position["format"] > CHECKPOINT_FORMAT:
+        raise ReleaseError(f"{path} has format {position['format']}; this version reads up to {CHECKPOINT_FORMAT}")
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    tree = {
+        name: jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) if name == "ema" else ocp.PLACEHOLDER,  # noqa: B023
+            part,
+        )
+        for name, part in metadata.metadata["state"].items()
+    }
+    return position, jax.tree.map(np.asarray, ocp.load_checkpointables(path, {"state": tree})["state"]["ema"])
+
+
+def _run(workdir: Path, position: Mapping[str, Any], ema: Mapping[str, Any]) -> Run:
+    config = position["config"]
+    data = config["data"]
+    model = {key: value for key, value in config["model"].items() if key != "dtype"}
+    spec = StageSpec(
+        name=config["stage"],
+        resolution=data["resolution"],
+        low_resolution=data["low_resolution"],
+        model=model,
+        cuts=tuple(position["cuts"]),
+        noise=dict(config["noise"]),
+        sigma_data=config["sigma_data"],
+        sampler=sampler_from_json(config["sampler"], f"{workdir}: config.sampler"),
+        aug_level=config["aug"]["level"],
+    )
+    intervals = Ensemble(cuts=spec.cuts).intervals
+    trained = {key: position[key] for key in ("step", "images")}
+    trained |= {key: config[key] for key in ("seed", "batch_size", "phases")}
+    return Run(
+        workdir=workdir,
+        spec=spec,
+        ema=ema,
+        intervals=tuple((intervals[i].low, intervals[i].high) for i in position["expert_ids"]),
+        encoders=_encoders_folder(config["encoders"]),
+        fingerprint=position["encoders"],
+        trained=trained,
+    )
+
+
+def _encoders_folder(name_or_path: str) -> Path:
+    """The folder that `config.encoders` means: a folder, else a bundled name."""
+    path = Path(name_or_path).expanduser()
+    return path if path.is_dir() else Path(encoders.bundled(name_or_path))
+
+
+def parse_workdirs(parts: Sequence[str]) -> dict[str, list[str]]:
+    """["base=A", "B", "sr64=C"] -> {"base": ["A", "B"], "sr64": ["C"]}.
+
+    Raises:
+        ReleaseError: a folder before any stage, a stage named twice, or an empty name or folder.
+    """
+    stages: dict[str, list[str]] = {}
+    for part in parts:
+        name, equals, folder = part.partition("=") if "=" in part else ("", "", part)
+        if equals and (not name or name in stages):
+            raise ReleaseError(f"--workdirs: {part!r} {'names a stage twice' if name else 'names no stage'}")
+        if not folder or not (equals or stages):
+            raise ReleaseError(f"--workdirs: {part!r} is no stage=DIR; expected e.g. base=runs/base,sr64=runs/sr64")
+        stages.setdefault(name or list(stages)[-1], []).append(folder)
+    return stages
+
+
+def release_of_runs(stages: Mapping[str, Sequence[Run]], encoders_folder: str | os.PathLike | None = None) -> Release:
+    """A release from the runs of every stage.
+
+    Args:
+        stages: stage name -> its runs, one, or several whose experts' intervals tile [0, 1].
+        encoders_folder: the encoders to go with it; default the runs' own.
+
+    Raises:
+        ReleaseError: runs that do not belong together, or intervals with a gap or an overlap.
+    """
+    if not stages:
+        raise ReleaseError("no stages; expected at least a base")
+    runs = [run for group in stages.values() for run in group]
+    for run in runs[1:]:
+        if run.fingerprint != runs[0].fingerprint:
+            raise ReleaseError(f"{runs[0].workdir} and {run.workdir} were trained with different encoders")
+    stacked = [stack_runs(name, group) for name, group in stages.items()]
+    stacked.sort(key=lambda pair: pair[0].resolution)
+    return Release(
+        specs=tuple(spec for spec, _ in stacked),
+        params=tuple(params for _, params in stacked),
+        encoders=Path(encoders_folder or runs[0].encoders),
+        trained={name: [dict(run.trained) for run in group] for name, group in stages.items()},
+    )
+
+
+def stack_runs(name: str, runs: Sequence[Run]) -> tuple[StageSpec, dict[str, Any]]:
+    """One stage from the experts of several runs, lowest noise first.
+
+    Raises:
+        ReleaseError: another network, noise or resolution among them; a gap or an overlap of intervals.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        for key in ("model", "noise", "sigma_data", "resolution", "low_resolution"):
+            if getattr(run.spec, key) != getattr(first.spec, key):
+                raise ReleaseError(f"stage {name!r}: {first.workdir} and {run.workdir} differ in {key}")
+    held = sorted(
+        ((interval, run, row) for run in runs for row, interval in enumerate(run.intervals)),
+        key=lambda expert: expert[0],
+    )
+    edge = 0.0
+    for (low, high), run, _ in held:
+        if low != edge:
+            kind = "a gap" if low > edge else "an overlap"
+            raise ReleaseError(
+                f"stage {name!r}: {kind} of quantiles between {min(low, edge):g} and {max(low, edge):g}, before"
+                f" {run.workdir} ({low:g} to {high:g}); expected experts that tile 0 to 1"
+            )
+        edge = high
+    if edge != 1.0:
+        raise ReleaseError(f"stage {name!r}: no expert for quantiles {edge:g} to 1; expected experts that tile 0 to 1")
+    rows = [jax.tree.map(lambda leaf, row=row: leaf[row], run.ema) for _, run, row in held]
+    params = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+    cuts = tuple(low for (low, _), _, _ in held[1:])
+    return dataclasses.replace(first.spec, name=name, cuts=cuts), params

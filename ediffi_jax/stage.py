@@ -1,0 +1,269 @@
+"""A stage of a cascade: one network, an ensemble of experts, and how to sample from them.
+
+    keys ─▶ noise ─▶ sampler(denoise, sigmas) ─▶ x0 in [-1, 1]
+    denoise = threshold ∘ guide ∘ switch(experts) ∘ precondition(network)
+
+Everything that image k depends on comes from keys[k] and row k of the arguments, so an image does not
+depend on which others are in its batch. Its key gives three: `fold_in(key, 0)` draws the initial
+noise, `fold_in(key, 1)` the noise added to the low-resolution image, `fold_in(key, 2)` goes to the sampler.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, PyTree
+
+from ediffi_jax import conditioning, experts, guidance, models, samplers
+from ediffi_jax.conditioning import Conditioning
+from ediffi_jax.denoiser import DenoiseFn, precondition
+from ediffi_jax.errors import UserError, nearest
+from ediffi_jax.release import SamplerSpec, StageSpec
+
+THRESHOLDS: Mapping[str, Callable[[DenoiseFn], DenoiseFn]] = {
+    "static": guidance.static_threshold,
+    "dynamic": guidance.dynamic_threshold,
+}
+INITIAL_NOISE, LOW_RES_NOISE, SAMPLER_NOISE = range(3)
+
+# callback(stage, step, sigma, expert, x0): x0 is a host array [B, R, R, 3] in about [-1, 1].
+Callback = Callable[[str, int, float, int, np.ndarray], None]
+
+
+class CascadeError(UserError):
+    """A request that a cascade cannot fulfil: prompts, numbers, a sampler, a style image, or its stages."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stage:
+    """Network + ensemble + parameters + sampling defaults.
+
+    Attributes:
+        spec: what the stage is.
+        params: float32 parameters, leaves [E, ...] with the expert axis first.
+        compute_dtype: "float32" or "bfloat16", of the network's inner arithmetic.
+        devices: the batch is divided over these, and parameters are on each; empty leaves everything
+            where it is, which is what a stage inside somebody else's compiled function wants.
+    """
+
+    spec: StageSpec
+    params: PyTree
+    compute_dtype: str = "float32"
+    devices: tuple[jax.Device, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "params", self._place(self.params))
+
+    @functools.cached_property
+    def network(self) -> nn.Module:
+        """The network that all experts share."""
+        return models.build({**self.spec.model, "dtype": self.compute_dtype})
+
+    @functools.cached_property
+    def ensemble(self) -> experts.Ensemble:
+        """Which expert denoises which noise levels."""
+        return self.spec.ensemble
+
+    def denoise_fn(
+        self,
+        conditioning: Conditioning,
+        guidance: float | Float[Array, ""] = 0.0,
+        null: Conditioning | None = None,
+        low_res: Float[Array, "b h w 3"] | None = None,
+        aug_level: float | Float[Array, "b"] | None = None,
+        threshold: str | None = None,
+        interval: tuple[float, float] | None = None,
+    ) -> DenoiseFn:
+        """The denoiser that samplers see, `denoise(x [B, R, R, 3], sigma scalar) -> x0`.
+
+        Args:
+            conditioning: rows [B, ...].
+            guidance: weight w of D_c + w (D_c - D_0); 0 is no guidance, and then one pass per call.
+            null: what D_0 is conditioned on; default nothing, or give a negative prompt.
+            low_res: images in [-1, 1] to start from, noise already added (`add_noise`). Needed, and
+                only allowed, in a super-resolution stage.
+            aug_level: standard deviation of that noise; default the stage's.
+            threshold: "static", "dynamic" or None.
+            interval: (low, high) range of sigma in which guidance acts; default all.
+
+        Raises:
+            CascadeError: low_res missing or out of place, unknown threshold.
+        """
+        inputs = self._inputs(conditioning, null, guidance, low_res, aug_level)
+        guided = not isinstance(guidance, (int, float)) or guidance != 0.0
+        return self._denoise(self.params, inputs, guided=guided, threshold=threshold, interval=interval)
+
+    def sample(
+        self,
+        conditioning: Conditioning,
+        keys: Array,
+        *,
+        low_res: Float[Array, "b h w 3"] | None = None,
+        null: Conditioning | None = None,
+        settings: SamplerSpec | None = None,
+        aug_level: float | None = None,
+        callback: Callback | None = None,
+    ) -> Float[Array, "b r r 3"]:
+        """Images in [-1, 1], one per key. Compiled once per batch size and kind of settings.
+
+        Args:
+            conditioning: rows [B, ...].
+            keys: [B] PRNG keys (`jax.random.key`), one per image.
+            low_res: clean images in [-1, 1] of a lower stage; this adds the noise of `aug_level`.
+            null: what guidance leads away from; default nothing.
+            settings: sampler, steps, grid, guidance; default the stage's.
+            aug_level: standard deviation of the noise added to low_res; default the stage's.
+            callback: called after each step; costs a fresh compilation in each process, and runs on one device.
+
+        Raises:
+            CascadeError, SamplerError: settings that cannot be, low_res missing or out of place.
+        """
+        settings = settings or self.spec.sampler
+        guided = settings.guidance != 0.0
+        inputs = self._inputs(conditioning, null if guided else None, settings.guidance, low_res, aug_level)
+        self._listeners[:] = [] if callback is None else [callback]
+        single = callback is not None or bool(self.devices) and keys.shape[0] % len(self.devices) != 0
+        rows = PartitionSpec("batch")
+        x = self._program(
+            self._place(self.params, single),
+            {name: self._place(value, single, PartitionSpec() if name == "weight" else rows) for name, value in inputs.items()},
+            self._place(keys, single, rows),
+            noise_grid(settings),
+            sampler=samplers.get(settings.name),
+            guided=guided,
+            threshold=settings.threshold,
+            interval=settings.interval,
+            observed=callback is not None,
+        )
+        if callback is not None:
+            jax.effects_barrier()
+        return x
+
+    def _inputs(
+        self,
+        cond: Conditioning,
+        null: Conditioning | None,
+        weight: float | Array,
+        low_res: Array | None,
+        aug_level: float | Array | None,
+    ) -> dict[str, Any]:
+        """What the denoiser depends on besides parameters, with every default filled in."""
+        size, batch = self.spec.low_resolution, jax.tree.leaves(cond)[0].shape[0]
+        if (low_res is not None) != bool(size):
+            needs = f"needs low_res images of {size}x{size}" if size else "is a base stage and takes no low_res"
+            raise CascadeError(f"stage {self.spec.name!r} {needs}")
+        if low_res is not None and tuple(low_res.shape) != (batch, size, size, 3):
+            raise CascadeError(f"low_res has shape {tuple(low_res.shape)}; expected {(batch, size, size, 3)}")
+        level = self.spec.aug_level if aug_level is None else aug_level
+        return {
+            "cond": cond,
+            "null": conditioning.null_like(cond) if null is None else null,
+            "weight": jnp.asarray(weight, jnp.float32),
+            "low_res": low_res,
+            "aug_level": jnp.broadcast_to(jnp.asarray(level, jnp.float32), (batch,)) if size else None,
+        }
+
+    def _denoise(
+        self,
+        params: PyTree,
+        inputs: Mapping[str, Any],
+        *,
+        guided: bool,
+        threshold: str | None,
+        interval: tuple[float, float] | None,
+    ) -> DenoiseFn:
+        """threshold ∘ guide ∘ switch(experts) ∘ precondition(network), a function of traced arguments only."""
+        if threshold is not None and threshold not in THRESHOLDS:
+            raise CascadeError(f"unknown threshold {threshold!r}{nearest(str(threshold), THRESHOLDS)}")
+        # What belongs to an image travels with its condition: guidance doubles all of it.
+        images = {name: inputs[name] for name in ("low_res", "aug_level") if inputs[name] is not None}
+
+        def denoise_of(rows: tuple[Conditioning, Mapping[str, Array]]) -> DenoiseFn:
+            cond, extra = rows
+
+            def expert(expert_params: PyTree) -> DenoiseFn:
+                def network(x: Array, c_noise: Array) -> Array:
+                    return self.network.apply({"params": expert_params}, x, c_noise, cond, **extra)
+
+                return precondition(network, self.spec.sigma_data)
+
+            return experts.switch(expert, params, self.ensemble)
+
+        given = (inputs["cond"], images)
+        denoise = denoise_of(given)
+        if guided:
+            span = (0.0, float("inf")) if interval is None else interval
+            null = (inputs["null"], images)
+            denoise = guidance.classifier_free(denoise_of, given, null, inputs["weight"], span)
+        return denoise if threshold is None else THRESHOLDS[threshold](denoise)
+
+    @functools.cached_property
+    def _program(self) -> Callable[..., Array]:
+        """The whole sampling loop as one compiled program. Parameters are arguments, never constants."""
+
+        def run(params: PyTree, inputs: dict, keys: Array, sigmas: Array, *, sampler: Any, observed: bool, **how: Any):
+            size = self.spec.resolution
+            if inputs["low_res"] is not None:
+                noisy = add_noise(inputs["low_res"], _fold(keys, LOW_RES_NOISE), inputs["aug_level"])
+                inputs = {**inputs, "low_res": noisy}
+            noise = _normal(_fold(keys, INITIAL_NOISE), (size, size, 3))
+            denoise = self._denoise(params, inputs, **how)
+            observer = {"callback": self._report} if observed else {}
+            return jnp.clip(sampler(denoise, noise, sigmas, _fold(keys, SAMPLER_NOISE), **observer), -1.0, 1.0)
+
+        return jax.jit(run, static_argnames=("sampler", "guided", "threshold", "interval", "observed"))
+
+    @functools.cached_property
+    def _listeners(self) -> list[Callback]:
+        """Whom the compiled program reports to: looked up at run time, so that it need not be compiled anew."""
+        return []
+
+    def _report(self, step: Any, sigma: Any, x0: Any) -> None:
+        expert = int(np.searchsorted(np.asarray(self.ensemble.cut_sigmas, np.float32), np.float32(sigma), side="right"))
+        for listener in self._listeners:
+            listener(self.spec.name, int(step), float(sigma), expert, np.asarray(x0))
+
+    def _place(self, tree: PyTree, single: bool = False, spec: PartitionSpec = PartitionSpec()) -> PyTree:
+        """Lays arrays over the stage's devices by `spec`, or on the first alone."""
+        if not self.devices:
+            return tree
+        if single or len(self.devices) == 1:
+            return jax.device_put(tree, self.devices[0])
+        mesh = jax.make_mesh((len(self.devices),), ("batch",), axis_types=(AxisType.Auto,), devices=self.devices)
+        return jax.device_put(tree, NamedSharding(mesh, spec))
+
+
+def noise_grid(settings: SamplerSpec) -> Float[np.ndarray, "n"]:
+    """The sigmas a sampler walks down: DEIS on the power grid, which ends at sigma_min; others on Karras', at 0."""
+    ends = {"sigma_min": settings.sigma_min, "sigma_max": settings.sigma_max}
+    if settings.name.startswith("deis"):
+        return samplers.power(settings.steps, exponent=settings.exponent, **ends)
+    return samplers.karras(settings.steps, rho=settings.exponent, **ends)
+
+
+def add_noise(images: Float[Array, "b h w c"], keys: Array, level: Float[Array, "b"]) -> Float[Array, "b h w c"]:
+    """Noise-conditioning augmentation: images + level * unit normal, drawn from each image's own key."""
+    return images + level[:, None, None, None] * _normal(keys, images.shape[1:])
+
+
+@functools.partial(jax.jit, static_argnames="stage_index")
+def image_keys(seed: Array, indices: Array, *, stage_index: int) -> Array:
+    """[B] keys: fold_in(fold_in(key(seed), stage_index), image_index), for indices [B]."""
+    stage_key = jax.random.fold_in(jax.random.key(seed), stage_index)
+    return jax.vmap(functools.partial(jax.random.fold_in, stage_key))(indices)
+
+
+def _fold(keys: Array, what: int) -> Array:
+    return jax.vmap(lambda key: jax.random.fold_in(key, what))(keys)
+
+
+def _normal(keys: Array, shape: Sequence[int]) -> Array:
+    return jax.vmap(lambda key: jax.random.normal(key, tuple(shape)))(keys)
