@@ -9,7 +9,6 @@ milliseconds. A prompt that is too long is cut before its end token, and a warni
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE, Unigram
 
 from ediffi_jax.encoders.errors import EncoderError
+from ediffi_jax.encoders.files import read_json
 from ediffi_jax.encoders.sentencepiece_file import read_sentencepiece
 
 START_OF_TEXT, END_OF_TEXT, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
@@ -101,23 +101,6 @@ def check_prompts(prompts: Sequence[str]) -> None:
             raise EncoderError(f"prompt {i} is {type(prompt).__name__}, expected text")
         if not prompt.strip():
             raise EncoderError(f"prompt {i} is empty; say what to draw, for example 'a red circle'")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file, {} when there is none.
-
-    Raises:
-        EncoderError: unreadable, or not a mapping.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise EncoderError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise EncoderError(f"{path}: expected a JSON mapping, found a {type(content).__name__}")
-    return content
 
 
 def _content(token: str | Mapping[str, Any]) -> str:
