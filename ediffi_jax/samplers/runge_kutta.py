@@ -161,7 +161,8 @@ def _step(tableau: Tableau, denoise: DenoiseFn, x: Images, sigma: Scalar, sigma_
     def stage(carry: tuple[Images, Images], at: tuple) -> tuple[tuple[Images, Images], None]:
         slopes, first = carry
         j, row = at
-        y, level = x + h * _combine(row, slopes), sigma + row.sum() * h
+        c = row.sum()
+        y, level = x + h * _combine(row, slopes), (1 - c) * sigma + c * sigma_next  # exact at both ends
         x0 = evaluate(j, y, level)
         return (slopes.at[j].set(slope(y, x0, level)), jnp.where(j == 0, x0, first)), None
 
