@@ -86,8 +86,9 @@ class Heun:
         x, sigmas = prepare(noise, sigmas)
         if self.churn == 0.0:
             return _integrate(TABLEAUS["heun2"], denoise, x, sigmas, callback)
-        if keys is None or keys.shape[0] != noise.shape[0]:
-            raise SamplerError(f"churn needs a PRNG key for each of {noise.shape[0]} images; got {jnp.shape(keys)}")
+        count = 0 if keys is None else len(keys)
+        if count != len(noise):
+            raise SamplerError(f"churn needs a PRNG key for each of {len(noise)} images; got {count} keys")
         most = min(self.churn / (len(sigmas) - 1), math.sqrt(2) - 1)
 
         def stir(step: Array, sigma: Scalar, x: Images) -> tuple[Scalar, Images]:
