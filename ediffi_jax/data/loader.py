@@ -238,7 +238,8 @@ class Loader:
 def _closing(batches: Iterator[Batch]) -> Iterator[Batch]:
     """The same batches; stops Grain's worker processes when it is closed or dropped."""
     try:
-        yield from batches
+        for batch in batches:  # copied, so that nobody keeps the workers' shared memory alive
+            yield {name: np.array(array) for name, array in batch.items()}
     finally:
         if hasattr(batches, "close"):  # not in the older versions that we admit
             batches.close()

@@ -5,7 +5,7 @@
     sampling    drawing scenes;  heldout: the combinations that training never sees
     shapes, rendering, styles   scene -> picture, at any resolution
     captions    scene -> text, with the owner of every word
-    scoring     picture -> what is in it, and whether that is what was asked for
+    segmentation, scoring     picture -> what is in it, and whether that is what was asked for
     builder     the data set as ArrayRecord files (not imported here: it needs tensorflow_datasets)
 """
 
@@ -14,17 +14,22 @@ from ediffi_jax.data.scenes.heldout import held_out
 from ediffi_jax.data.scenes.rendering import render
 from ediffi_jax.data.scenes.sampling import heldout_prompts, sample_scene
 from ediffi_jax.data.scenes.scene import Object, Scene
+from ediffi_jax.data.scenes.scoring import Score, Seen, read, score
 from ediffi_jax.data.scenes.vocabulary import SceneError
 
 __all__ = [
     "Object",
     "Scene",
     "SceneError",
+    "Score",
+    "Seen",
     "canonical",
     "caption",
     "caption_with_owners",
     "held_out",
     "heldout_prompts",
+    "read",
     "render",
     "sample_scene",
+    "score",
 ]

@@ -85,7 +85,7 @@ def rgb(thing: Object) -> np.ndarray:
 def shade(colour: np.ndarray) -> np.ndarray:
     """The second tone of a texture: darker, or lighter where the colour is dark already."""
     dark = colour.mean() < 60
-    return colour + (255 - colour) * 0.4 if dark else colour * 0.62
+    return colour + (255 - colour) * 0.25 if dark else colour * 0.62
 
 
 def texture(thing: Object, where: Window) -> Plane | None:
