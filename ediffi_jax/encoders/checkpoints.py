@@ -116,8 +116,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _config(folder: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
-    except (TypeError, ValueError, AttributeError) as error:
-        raise EncoderError(f"{folder / 'config.json'}: cannot be used ({error})") from error
+    except EncoderError as error:
+        raise EncoderError(f"{folder}: {error}") from error
 
 
 def load_t5(folder: Path, dtype: Any = jnp.float32) -> tuple[T5Config, Params, dict[str, StoredTensor]]:

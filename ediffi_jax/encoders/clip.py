@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ediffi_jax.encoders.activations import activation
+from ediffi_jax.encoders.configs import read_fields
 from ediffi_jax.types import Ids, Images, Tokens, Vectors
 
 
@@ -55,12 +56,6 @@ class ClipVisionConfig:
     projection_dim: int = 512
 
 
-def _read(cls: type, *levels: Mapping[str, Any]) -> Any:
-    """A config dataclass from mappings, later ones winning."""
-    merged = {name: level[name] for level in levels for name in cls.__dataclass_fields__ if level.get(name) is not None}
-    return cls(**merged)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ClipConfig:
     """A CLIP model: either tower may be missing, and so may the projections into the joint space."""
@@ -81,13 +76,13 @@ class ClipConfig:
         kind = config.get("model_type", "clip")
         text = vision = None
         if kind == "clip_text_model":
-            text = _read(ClipTextConfig, config)
+            text = read_fields(ClipTextConfig, config)
         elif kind == "clip_vision_model":
-            vision = _read(ClipVisionConfig, config)
+            vision = read_fields(ClipVisionConfig, config)
         else:
             joint = {"projection_dim": config.get("projection_dim", 512)}
-            text = _read(ClipTextConfig, *_levels(ClipTextConfig, config, "text_config"), joint)
-            vision = _read(ClipVisionConfig, *_levels(ClipVisionConfig, config, "vision_config"), joint)
+            text = read_fields(ClipTextConfig, *_levels(ClipTextConfig, config, "text_config"), joint)
+            vision = read_fields(ClipVisionConfig, *_levels(ClipVisionConfig, config, "vision_config"), joint)
         return cls(text=text, vision=vision, text_projection=text_projection, vision_projection=vision_projection)
 
     def to_json(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ediffi_jax.encoders.activations import activation
+from ediffi_jax.encoders.configs import read_fields
 from ediffi_jax.types import Ids, TokenMask, Tokens
 
 
@@ -43,7 +44,7 @@ class T5Config:
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> T5Config:
         """From the mapping in config.json; keys that do not concern the encoder are left."""
-        return cls(**{name: config[name] for name in cls.__dataclass_fields__ if name in config})
+        return read_fields(cls, config)
 
     def to_json(self) -> dict[str, Any]:
         """What transformers reads back as a T5EncoderModel."""
