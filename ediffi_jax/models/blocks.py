@@ -26,6 +26,18 @@ def num_groups(channels: int, most: int = 32) -> int:
     return max(n for n in range(1, limit + 1) if channels % n == 0)
 
 
+def space_to_depth(x: Features) -> Features:
+    """[b, h, w, c] -> [b, h/2, w/2, 4c]: each 2x2 of pixels becomes one pixel's channels."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).swapaxes(2, 3).reshape(b, h // 2, w // 2, 4 * c)
+
+
+def depth_to_space(x: Features) -> Features:
+    """[b, h, w, 4c] -> [b, 2h, 2w, c]: inverse of `space_to_depth`."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h, w, 2, 2, c // 4).swapaxes(2, 3).reshape(b, 2 * h, 2 * w, c // 4)
+
+
 def upsample(x: Features) -> Features:
     """[b, h, w, c] -> [b, 2h, 2w, c], nearest neighbour."""
     b, h, w, c = x.shape
@@ -55,8 +67,8 @@ def conv(features: int, name: str, *, dtype: str, kernel: int = 3, stride: int =
 class GroupNorm(nn.Module):
     """Group normalisation (Wu & He 2018) with an optional scale and shift of each image, in float32.
 
-    Mean and variance come from one pass of per-channel sums; everything after them is a single
-    multiply-add per pixel.
+    Mean and variance come from one pass of per-channel sums (columns, then rows: three times quicker
+    backward on XLA:CPU than both at once); everything after them is a single multiply-add per pixel.
     """
 
     epsilon: float = 1e-5
@@ -71,7 +83,7 @@ class GroupNorm(nn.Module):
         groups = num_groups(channels)
         mean, variance = (
             jnp.repeat(m.reshape(-1, groups, channels // groups).mean(-1), channels // groups, axis=-1)
-            for m in (x32.mean((1, 2)), jnp.square(x32).mean((1, 2)))
+            for m in (x32.mean(2).mean(1), jnp.square(x32).mean(2).mean(1))
         )
         a = gain * jax.lax.rsqrt(jnp.maximum(variance - mean**2, 0.0) + self.epsilon)
         b = bias - mean * a

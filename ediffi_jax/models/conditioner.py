@@ -9,16 +9,12 @@ all that is left when everything was dropped. A dropped pooled vector is zeros a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import flax.linen as nn
 import jax.numpy as jnp
 
+from ediffi_jax.conditioning import Conditioning
 from ediffi_jax.models.attention import Context
 from ediffi_jax.types import PerImage, TokenMask, Tokens, Vectors
-
-if TYPE_CHECKING:
-    from ediffi_jax.conditioning import Conditioning
 
 LOWEST_FREQUENCY, HIGHEST_FREQUENCY = 0.25, 32.0  # rad per unit of c_noise, which spans about -1.6 to 1.1
 

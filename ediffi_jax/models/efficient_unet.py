@@ -8,6 +8,8 @@
 Halving comes before the blocks of a level and doubling after them, so that most parameters sit where
 pictures are small; coarser levels have more blocks. A skip is *added*, scaled by 1/sqrt(2) (the paper
 does not say whether it adds or concatenates), one a level. Attention follows the last block of a level.
+Halving is a 2x2 convolution of stride 2, doubling its transpose, both written as a matrix product over
+2x2 patches (backward on XLA:CPU five times quicker than a strided 3x3).
 Everything is convolutional: trained on patches, it runs on whole pictures.
 eDiff-I tables 3 and 4: 128 channels x (1, 2, 4, 8) or (1, 2, 4, 4), blocks 2 x (1, 2, 4, 4), attention at 32.
 """
@@ -15,21 +17,18 @@ eDiff-I tables 3 and 4: 128 channels x (1, 2, 4, 8) or (1, 2, 4, 4), blocks 2 x 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ediffi_jax.conditioning import Conditioning
 from ediffi_jax.models.attention import Context, Paint
-from ediffi_jax.models.blocks import GroupNorm, conv, upsample
+from ediffi_jax.models.blocks import GroupNorm, conv, depth_to_space, space_to_depth
 from ediffi_jax.models.conditioner import Conditioner
 from ediffi_jax.models.errors import ModelError
 from ediffi_jax.models.levels import Block, check_attention, check_input, level_resolutions, per_level
 from ediffi_jax.types import Features, Images, PerImage, Vectors
-
-if TYPE_CHECKING:
-    from ediffi_jax.conditioning import Conditioning
 
 
 def enlarge(low_res: Images, height: int, width: int) -> Images:
@@ -160,7 +159,7 @@ class EfficientUNet(nn.Module):
         skips = []
         for i, (features, *_) in enumerate(self._levels()):
             if i > 0:
-                h = conv(features, f"down{i}_half", dtype=self.dtype, stride=2)(h)
+                h = nn.Dense(features, dtype=self.dtype, name=f"down{i}_half")(space_to_depth(h))
             h = self._blocks("down", i, h, emb, context, paint, train)
             skips.append(h)
         return h, skips[:-1]
@@ -174,5 +173,5 @@ class EfficientUNet(nn.Module):
                 h = h + self.skip_scale * skips.pop()
             h = self._blocks("up", i, h, emb, context, paint, train)
             if i > 0:
-                h = conv(levels[i - 1][0], f"up{i}_double", dtype=self.dtype)(upsample(h))
+                h = depth_to_space(nn.Dense(4 * levels[i - 1][0], dtype=self.dtype, name=f"up{i}_double")(h))
         return h

@@ -11,20 +11,17 @@ scale-shift norm. Down and up happen inside residual blocks. The last convolutio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from ediffi_jax.conditioning import Conditioning
 from ediffi_jax.models.attention import Context, Paint
 from ediffi_jax.models.blocks import GroupNorm, ResBlock, conv
 from ediffi_jax.models.conditioner import Conditioner
 from ediffi_jax.models.errors import ModelError
 from ediffi_jax.models.levels import Block, check_attention, check_input, level_resolutions, per_level
 from ediffi_jax.types import Features, Images, PerImage, Vectors
-
-if TYPE_CHECKING:
-    from ediffi_jax.conditioning import Conditioning
 
 
 class UNet(nn.Module):
