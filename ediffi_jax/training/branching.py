@@ -1,0 +1,82 @@
+"""One branching by hand: a run's newest checkpoint becomes the first of a new workdir with more experts.
+
+The new config is the old one with a phase appended; the phase before keeps the steps that were taken.
+Nothing of the model is built: branching is a gather over the leading axis of whatever arrays are stored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+from etils import epath
+from ml_collections import ConfigDict
+from orbax.checkpoint import v1 as ocp
+
+from ediffi_jax import experts
+from ediffi_jax.training import checkpoint, config_files
+from ediffi_jax.training.config import validate
+from ediffi_jax.training.errors import ConfigError
+from ediffi_jax.training.schedule import Phase, check_phase
+
+
+def branch_workdir(
+    old: str,
+    new: str,
+    *,
+    cuts: tuple[float, ...],
+    parents: tuple[int, ...],
+    expert: int = -1,
+    steps: int | None = None,
+    overrides: Iterable[str] = (),
+) -> epath.Path:
+    """Writes a branched checkpoint and its config into a new workdir.
+
+    Args:
+        old: workdir of the run to branch.
+        new: workdir to make.
+        cuts: quantiles between the new experts.
+        parents: for each of them the row of the old state it copies; empty for row 0.
+        expert: -1 for all, else the one to take out.
+        steps: of the new phase; None for as many as the phase before.
+        overrides: `a.b=value` changes to the new config.
+
+    Returns:
+        The path of the new checkpoint.
+
+    Raises:
+        ConfigError: parents that do not fit, a new workdir that is in use.
+        ExpertError: cuts out of order or outside (0, 1).
+        CheckpointError: no checkpoint in `old`.
+    """
+    path = checkpoint.newest(old)
+    position = checkpoint.read_position(path)
+    config = config_files.read_workdir(old)
+    if config is None:
+        raise ConfigError(f"{old} holds no run; expected a workdir that launch.train has written")
+    if (epath.Path(new) / "config.json").exists():
+        raise ConfigError(f"--to={new} already holds a run; expected a new folder")
+    before = config.phases[: position.phase + 1]
+    phase = Phase(steps=before[-1]["steps"] if steps is None else steps, cuts=cuts, parents=parents, expert=expert)
+    check_phase(phase, rows=len(position.expert_ids), name=f"branching {old}")
+    last = ConfigDict({**config_files.to_json(before[-1]), "steps": position.phase_step})
+    config.phases = config_files.from_json({"phases": [*before[:-1], last, dataclasses.asdict(phase)]}).phases
+    config_files.override(config, overrides)
+    validate(config)
+
+    state = checkpoint.load_tree(path)
+    for name in ("params", "ema", "opt_state"):
+        state[name] = experts.branch(state[name], phase.rows)
+    position = dataclasses.replace(
+        position,
+        phase=position.phase + 1,
+        phase_step=0,
+        cuts=phase.cuts,
+        expert_ids=phase.expert_ids,
+        config=config_files.to_json(config),
+    )
+    config_files.write_workdir(new, config)
+    target = epath.Path(new) / "checkpoints" / str(position.step)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    ocp.save_checkpointables(target, {"state": state}, custom_metadata=dataclasses.asdict(position))
+    return target

@@ -1,0 +1,208 @@
+"""Checkpoints: `workdir/checkpoints/<step>`, written by Orbax (v1 API) in the background.
+
+Each holds one tree named `state` (step, params, ema, opt_state; every leaf with its leading expert axis)
+and, as JSON in its metadata, everything else a restart needs: a `Position`. The data position is a plain
+number of images, since the order of the data is a function of it, so another mesh, device count or
+process count restores the same checkpoint. A checkpoint is complete when Orbax has written its metadata,
+the last thing it does; what a killed process left half-written has another name and is removed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+from absl import logging
+from etils import epath
+from jaxtyping import PyTree
+from orbax.checkpoint import v1 as ocp
+
+from ediffi_jax.training.errors import CheckpointError
+from ediffi_jax.training.state import TrainState
+
+FORMAT = 1
+TEMPORARY = "orbax-checkpoint-tmp"
+# What Orbax and TensorStore raise for a file that is missing, cut short or altered.
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a run stands, beside its arrays.
+
+    Attributes:
+        step: optimizer steps taken.
+        images: position in the global data order, i.e. images consumed over all phases.
+        phase: index of the phase the state belongs to.
+        phase_step: steps taken within that phase.
+        cuts: quantiles between the experts of the partition.
+        expert_ids: which of the partition's experts are in the state, in order.
+        encoders: fingerprint of the frozen encoders.
+        config: the run's config as JSON data.
+        format: version of this layout.
+    """
+
+    step: int
+    images: int
+    phase: int
+    phase_step: int
+    cuts: tuple[float, ...]
+    expert_ids: tuple[int, ...]
+    encoders: str
+    config: dict[str, Any]
+    format: int = FORMAT
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Position:
+        """Inverse of `dataclasses.asdict` after a trip through JSON. Raises KeyError on a missing field."""
+        if data["format"] > FORMAT:
+            raise CheckpointError(f"checkpoint has format {data['format']}; this version reads up to {FORMAT}")
+        fields = {field.name: data[field.name] for field in dataclasses.fields(cls)}
+        return cls(**{**fields, "cuts": tuple(data["cuts"]), "expert_ids": tuple(data["expert_ids"])})
+
+
+def leaf_names(tree: PyTree) -> list[str]:
+    """The name of every leaf, such as ``params/down_0/kernel``, in the tree's order."""
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+
+
+def as_dict(state: PyTree) -> dict[str, Any]:
+    """A state as nested dicts of arrays, the form in which it is stored."""
+    flat = dict(zip(leaf_names(state), jax.tree.leaves(state), strict=True))
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+class Checkpoints:
+    """The checkpoints of one workdir, of which the last `keep` stay."""
+
+    def __init__(self, workdir: str | epath.Path, keep: int = 3) -> None:
+        """Removes what a killed process left half-written.
+
+        Raises:
+            CheckpointError: the folder cannot be made or written.
+        """
+        self.folder = epath.Path(workdir) / "checkpoints"
+        self._keep = keep
+        self._pending: Any = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.iterdir():
+                if TEMPORARY in path.name and jax.process_index() == 0:
+                    path.rmtree()
+        except OSError as error:
+            raise CheckpointError(f"{self.folder} cannot be written: {error}; expected a writable folder") from error
+
+    def steps(self) -> list[int]:
+        """Steps with a committed checkpoint, oldest first."""
+        return committed_steps(self.folder)
+
+    def save(self, state: TrainState, position: Position) -> None:
+        """Starts writing; returns once the arrays are copied, so the state may be donated."""
+        self.wait()
+        path = self.folder / str(position.step)
+        self._pending = ocp.save_checkpointables_async(
+            path, {"state": as_dict(state)}, overwrite=True, custom_metadata=dataclasses.asdict(position)
+        )
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk, then removes the oldest beyond `keep`."""
+        if self._pending is None:
+            return
+        self._pending.result()
+        self._pending = None
+        if jax.process_index() == 0:
+            for step in self.steps()[: -self._keep or None]:
+                shutil.rmtree(self.folder / str(step), ignore_errors=True)
+
+    def restore_newest(self, target: Callable[[Position], PyTree]) -> tuple[TrainState, Position] | None:
+        """The newest readable checkpoint; damaged ones are named in the log and passed over.
+
+        Args:
+            target: from a position to the state expected there: leaves with shape, dtype and sharding.
+
+        Returns:
+            The state and its position, or None if there is no checkpoint yet.
+
+        Raises:
+            CheckpointError: all are damaged, or one does not fit the model.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            path = self.folder / str(step)
+            try:
+                position = read_position(path)
+                return restore(path, target(position)), position
+            except DAMAGE as error:
+                reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+                logging.warning("checkpoint %s is damaged (%s); trying the one before it", path, reason)
+        if steps:
+            raise CheckpointError(f"every checkpoint in {self.folder} is damaged: {', '.join(map(str, steps))}")
+        return None
+
+
+def committed_steps(folder: str | epath.Path) -> list[int]:
+    """Steps with a checkpoint in a `checkpoints` folder, oldest first."""
+    folder = epath.Path(folder)
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
+
+
+def newest(workdir: str | epath.Path) -> epath.Path:
+    """The path of a workdir's newest checkpoint.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    folder = epath.Path(workdir) / "checkpoints"
+    steps = committed_steps(folder)
+    if not steps:
+        raise CheckpointError(f"no checkpoint in {folder}; expected a workdir that launch.train has written")
+    return folder / str(steps[-1])
+
+
+def read_position(path: epath.Path) -> Position:
+    """The position stored with a checkpoint. Raises one of `DAMAGE` if it cannot be read."""
+    return Position.from_json(ocp.checkpointables_metadata(path).custom_metadata)
+
+
+def load_tree(path: epath.Path) -> dict[str, Any]:
+    """A checkpoint's state as nested dicts, laid on this process's devices, whatever model it is of."""
+    return ocp.load_checkpointables(path)["state"]
+
+
+def restore(path: epath.Path, target: PyTree) -> PyTree:
+    """Loads a checkpoint into the structure of `target`, each leaf where the target's sharding says.
+
+    Raises:
+        CheckpointError: a leaf is missing, superfluous or of another shape.
+        One of `DAMAGE`: files missing, cut short or altered.
+    """
+    saved = ocp.checkpointables_metadata(path).metadata["state"]
+    check_leaves(path, saved, as_dict(target))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), as_dict(target))
+    loaded = ocp.load_checkpointables(path, {"state": abstract})["state"]
+    leaves = flax.traverse_util.flatten_dict(loaded, sep="/")
+    return jax.tree.unflatten(jax.tree.structure(target), [leaves[name] for name in leaf_names(target)])
+
+
+def check_leaves(path: epath.Path, saved: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Compares two trees of arrays leaf by leaf.
+
+    Raises:
+        CheckpointError: naming the first leaf that differs and both shapes.
+    """
+    saved_leaves = flax.traverse_util.flatten_dict(saved, sep="/")
+    for name, leaf in flax.traverse_util.flatten_dict(expected, sep="/").items():
+        if name not in saved_leaves:
+            raise CheckpointError(f"checkpoint {path} has no leaf {name}; the model expects shape {tuple(leaf.shape)}")
+        found = tuple(saved_leaves.pop(name).shape)
+        if found != tuple(leaf.shape):
+            raise CheckpointError(
+                f"checkpoint {path}: leaf {name} has shape {found}; the model expects {tuple(leaf.shape)}"
+            )
+    for name, leaf in saved_leaves.items():
+        raise CheckpointError(f"checkpoint {path} has leaf {name} of shape {tuple(leaf.shape)}; the model has none")

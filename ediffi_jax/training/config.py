@@ -1,0 +1,133 @@
+"""The config of a run: every key with its default, and what makes a value invalid.
+
+A recipe in `configs/` starts from `default()` and changes what it needs. `batch_size` is per expert and
+`phases` is the expert schedule (see `schedule.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ediffi_jax.errors import nearest
+from ediffi_jax.training.errors import ConfigError
+from ediffi_jax.training.schedule import Phase, parse_phases
+
+
+def default() -> ConfigDict:
+    """Every key a run knows except those of `model`, which belong to `ediffi_jax.models.build`."""
+    return ConfigDict(
+        {
+            "seed": 0,  # of parameters, data order and noise
+            "stage": "base",  # name of the stage in a cascade
+            "model": {"name": "unet"},
+            "noise": {"mean": -1.2, "std": 1.2},  # of ln sigma
+            "sigma_data": 0.5,
+            "conditioning": {"clip_text": 0.2, "t5": 0.25, "clip_image": 0.9},  # drop rates
+            "encoders": "scenes",  # bundled name or folder
+            "data": {
+                "name": "scenes",  # "synthetic" needs no files
+                "dir": "",  # where records are kept; "" is the default cache folder
+                "resolution": 64,  # of what the model sees
+                "low_resolution": 0,  # of the picture it upsamples; 0 for a base model
+                "crop": 0,  # train on crops of this size; 0 for none
+                "source_resolution": 64,  # of the stored pictures
+                "num_scenes": 100_000,
+                "clip_resolution": 32,
+                "workers": 0,  # processes that decode; 0 in this one
+            },
+            "batch_size": 64,
+            "phases": ({"steps": 1000, "cuts": (), "parents": ()},),
+            "optimizer": {
+                "name": "adamw",
+                "lr": 3e-4,
+                "warmup": 500,  # steps
+                "decay": "constant",  # or "cosine"
+                "weight_decay": 0.01,
+                "b1": 0.9,
+                "b2": 0.999,
+                "eps": 1e-8,
+                "clip": 1.0,  # global norm of one expert's gradient; 0 for none
+            },
+            "ema": {"decay": 0.9999, "warmup": True},
+            # Noise added to the low-resolution input: U(0, max_level) in training, level when sampling.
+            "aug": {"max_level": 0.0, "level": 0.0},
+            "mesh": {"expert": 1, "data": -1, "fsdp": 1},  # -1 takes what is left
+            "compute_dtype": "auto",
+            "log_every": 50,  # all cadences are in steps; 0 for never
+            "eval_every": 1000,
+            "eval_batches": 4,
+            "save_every": 500,
+            "sample_every": 1000,
+            "keep": 3,
+            "profile": "",  # "100:105" traces steps 100 to 105
+            "wandb": "",  # a Weights & Biases project, if wandb is installed
+            "sampler": {
+                "name": "deis_kutta3",
+                "steps": 25,
+                "sigma_min": 0.002,
+                "sigma_max": 80.0,
+                "exponent": 6.0,
+                "guidance": 2.0,
+                "interval": None,  # range of sigma guidance acts in
+                "threshold": None,  # "static" or "dynamic"
+            },
+            "init_from": "",  # a workdir whose EMA this run starts from
+        }
+    )
+
+
+def validate(config: ConfigDict) -> tuple[Phase, ...]:
+    """Checks names and ranges, and returns the parsed schedule.
+
+    Raises:
+        ConfigError: one line naming the key, its value and what was expected.
+    """
+    known = default()
+    for key in config:
+        if key not in known:
+            raise ConfigError(f"config has unknown key {key!r}{nearest(key, known)}")
+    for key in known:
+        if key not in config:
+            raise ConfigError(f"config lacks key {key!r}; start recipes from ediffi_jax.training.config.default()")
+        if key in ("model", "phases") or not isinstance(known[key], ConfigDict):
+            continue
+        for name in config[key]:
+            if name not in known[key]:
+                raise ConfigError(f"config.{key} has unknown key {name!r}{nearest(name, known[key])}")
+    for key in ("clip_text", "t5", "clip_image"):
+        _expect(config, f"conditioning.{key}", lambda rate: 0 <= rate <= 1, "a probability from 0 to 1")
+    _expect(config, "batch_size", lambda n: n >= 1, "1 or more")
+    _expect(config, "noise.std", lambda x: x > 0, "more than 0")
+    _expect(config, "sigma_data", lambda x: x > 0, "more than 0")
+    _expect(config, "ema.decay", lambda x: 0 <= x < 1, "0 or more and less than 1")
+    _expect(config, "optimizer.lr", lambda x: x > 0, "more than 0")
+    _expect(config, "aug.max_level", lambda x: x >= 0, "0 or more")
+    _expect(config, "keep", lambda n: n >= 1, "1 or more")
+    for key in ("log_every", "eval_every", "save_every", "sample_every"):
+        _expect(config, key, lambda n: n >= 0, "a number of steps, 0 for never")
+    profile_steps(config.profile)
+    return parse_phases(config.phases)
+
+
+def _expect(config: ConfigDict, path: str, holds: Any, expected: str) -> None:
+    value = config
+    for name in path.split("."):
+        value = value[name]
+    if not isinstance(value, int | float) or not holds(value):
+        raise ConfigError(f"config.{path}={value!r}; expected {expected}")
+
+
+def profile_steps(profile: str) -> tuple[int, int] | None:
+    """Parses ``"100:105"`` into the first and last step to trace.
+
+    Raises:
+        ConfigError: another form, or the end before the start.
+    """
+    if not profile:
+        return None
+    first, _, last = profile.partition(":")
+    if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
+        raise ConfigError(f"config.profile={profile!r}; expected FIRST:LAST in steps, such as 100:105")
+    return int(first), int(last)

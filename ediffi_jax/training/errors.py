@@ -1,0 +1,17 @@
+"""The training room's exceptions: what the user gave us is wrong, said in one line."""
+
+from __future__ import annotations
+
+from ediffi_jax.errors import UserError
+
+
+class TrainingError(UserError):
+    """A run that cannot go on as asked: a mesh, a schedule, or a loss that became NaN or infinite."""
+
+
+class ConfigError(TrainingError):
+    """A config file, key or value that is unknown, or a workdir that belongs to another config."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint that is missing, damaged, or does not fit the model it is loaded into."""

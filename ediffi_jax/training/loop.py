@@ -1,0 +1,242 @@
+"""The training loop.
+
+    draw a batch ─▶ step ─▶ log ─▶ evaluate ─▶ sample ─▶ save ─▶ (stop?) ─▶ draw the next
+
+Saving comes before the next batch is drawn, so that a checkpoint's data position is exactly what its
+weights have seen, and a run that is stopped anywhere goes on bit for bit as if it had not been.
+Losses stay on the device until they are logged; evaluation, samples and saving do not count in the rate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ediffi_jax.training.checkpoint import Checkpoints, Position
+from ediffi_jax.training.chrono import Chrono
+from ediffi_jax.training.config import profile_steps
+from ediffi_jax.training.config_files import check_same_run, to_json, write_workdir
+from ediffi_jax.training.errors import TrainingError
+from ediffi_jax.training.evaluate import make_quantile_loss
+from ediffi_jax.training.mesh import put_batch
+from ediffi_jax.training.observers import Console, Files, Observer, Profile, TensorBoard, Wandb
+from ediffi_jax.training.preview import make_preview
+from ediffi_jax.training.run import Run
+from ediffi_jax.training.schedule import Phase
+from ediffi_jax.training.signals import StopRequest
+from ediffi_jax.training.state import TrainState
+from ediffi_jax.training.step import Metrics, make_train_step
+
+FINISHED = 0
+RESTART = 42  # saved, and to be started again
+IN_FLIGHT = 2  # steps dispatched ahead of the device
+
+
+def train(config: ConfigDict, workdir: str | epath.Path) -> int:
+    """Trains until the schedule is finished or the process is asked to stop.
+
+    Args:
+        config: see `config.default`.
+        workdir: a new folder, or that of the same run, which then goes on from its newest checkpoint.
+
+    Returns:
+        The exit code: 0 when finished, 42 when saved after SIGTERM or Ctrl-C.
+
+    Raises:
+        UserError: whatever is wrong with the config, the workdir or its checkpoints, and a loss that
+            became NaN or infinite.
+    """
+    workdir = epath.Path(workdir)
+    check_same_run(workdir, config)
+    run = Run.create(config, workdir)
+    checkpoints = Checkpoints(workdir, config.keep)
+    write_workdir(workdir, config)
+    with StopRequest() as stop:
+        state, position = run.start(checkpoints)
+        observers = make_observers(run, position)
+        try:
+            while True:
+                state, position = PhaseLoop(run, position.phase, checkpoints, observers, stop).train(state, position)
+                if position.phase_step < run.phases[position.phase].steps:
+                    return RESTART
+                if position.phase + 1 == len(run.phases):
+                    return FINISHED
+                state, position = run.branched(state, position)
+                logging.info("phase %d: %d experts, cuts %s", position.phase, len(position.expert_ids), position.cuts)
+        finally:
+            checkpoints.wait()
+            for observer in observers:
+                observer.close()
+
+
+def make_observers(run: Run, position: Position) -> list[Observer]:
+    """Console, files, TensorBoard and, if asked for, Weights & Biases; only in the first process."""
+    if jax.process_index() > 0:
+        return []
+    total = sum(phase.steps for phase in run.phases)
+    observers: list[Observer] = [
+        Console(total, position.step, run.config.stage),
+        Files(run.workdir, position.step),
+        TensorBoard(run.workdir, position.step),
+    ]
+    if run.config.wandb:
+        observers.append(Wandb(run.config.wandb, run.workdir, to_json(run.config)))
+    return observers
+
+
+class PhaseLoop:
+    """The loop over one phase's steps."""
+
+    def __init__(
+        self, run: Run, phase_index: int, checkpoints: Checkpoints, observers: list[Observer], stop: StopRequest
+    ) -> None:
+        self.run = run
+        self.config = run.config
+        self.phase: Phase = run.phases[phase_index]
+        self.mesh: Mesh = run.mesh(self.phase)
+        self.checkpoints = checkpoints
+        self.observers = observers
+        self.stop = stop
+        self.total = sum(phase.steps for phase in run.phases)
+        self.images_per_step = self.phase.num_experts * run.config.batch_size
+        self.unread: deque[tuple[int, Metrics]] = deque()
+        self.measured: list[Metrics] = []
+        self.chrono = Chrono()
+        self.warm = False
+        self.profile = Profile(run.workdir, profile_steps(run.config.profile))
+        common = {"objective": run.objective, "phase": self.phase, "mesh": self.mesh, "seed": run.config.seed}
+        self.train_step = make_train_step(optimizer=run.optimizer, ema=run.config.ema, **common)
+        self.quantile_loss = make_quantile_loss(batches=run.held_out[: run.config.eval_batches], **common)
+        self.preview = make_preview(run.config, run.objective, self.phase, run.held_out[0])
+
+    def train(self, state: TrainState, position: Position) -> tuple[TrainState, Position]:
+        """Trains to the end of the phase, or until stopped; saved either way."""
+        saved = position.step if position.step in self.checkpoints.steps() else -1
+        batches = None
+        while position.phase_step < self.phase.steps and not self.stop.at(position.step):
+            batches = batches or self.run.batches(self.phase, position.images)
+            with self.chrono.waiting():
+                batch = next(batches)
+            self.profile.before(position.step + 1)
+            state, metrics = self.train_step(state, put_batch(batch, self.mesh), self.run.frozen)
+            position = dataclasses.replace(
+                position,
+                step=position.step + 1,
+                phase_step=position.phase_step + 1,
+                images=position.images + self.images_per_step,
+            )
+            self.keep_pace(position.step, metrics)
+            self.profile.after(position.step, metrics)
+            if self.due(self.config.log_every, position):
+                self.log(position)
+            with self.chrono.paused():
+                if self.due(self.config.eval_every, position):
+                    self.evaluate(state, position)
+                if self.preview and self.due(self.config.sample_every, position):
+                    self.sample(state, position)
+                if self.due(self.config.save_every, position):
+                    self.save(state, position)
+                    saved = position.step
+        if saved != position.step:
+            self.save(state, position)
+        self.checkpoints.wait()
+        self.profile.close()
+        return state, position
+
+    def due(self, every: int, position: Position) -> bool:
+        """Whether something done every so many steps is due; the phase's last step counts as one."""
+        return every > 0 and (position.step % every == 0 or position.phase_step == self.phase.steps)
+
+    def keep_pace(self, step: int, metrics: Metrics) -> None:
+        """Notes a step's metrics, and waits for an earlier one lest the host run far ahead of the device."""
+        if not self.warm:  # the first call compiled; its time says nothing about the rate
+            jax.block_until_ready(metrics)
+            self.chrono.restart()
+        else:
+            self.chrono.count(self.images_per_step)
+        self.warm = True
+        self.unread.append((step, metrics))
+        if len(self.unread) > IN_FLIGHT:
+            jax.block_until_ready(self.unread[-1 - IN_FLIGHT][1])
+        for observer in self.observers:
+            observer.tick(step)
+
+    def read(self) -> None:
+        """Fetches the metrics of the steps since the last time into `measured`.
+
+        Raises:
+            TrainingError: one of them is NaN or infinite.
+        """
+        steps = [step for step, _ in self.unread]
+        values = jax.device_get([metrics for _, metrics in self.unread])
+        self.unread.clear()
+        for step, metrics in zip(steps, values, strict=True):
+            for name, per_expert in metrics.items():
+                bad = np.flatnonzero(~np.isfinite(per_expert))
+                if bad.size:
+                    self.refuse(step, name, self.phase.expert_ids[bad[0]], per_expert[bad[0]])
+        self.measured += values
+
+    def refuse(self, step: int, name: str, expert: int, value: float) -> None:
+        """Raises TrainingError: training has diverged."""
+        self.checkpoints.wait()
+        saved = self.checkpoints.steps()
+        last = f"the last good checkpoint is {self.checkpoints.folder / str(saved[-1])}" if saved else "none was saved"
+        raise TrainingError(
+            f"{name} of expert {expert} became {value} at step {step}; {last}."
+            " Expected finite values: lower config.optimizer.lr or config.optimizer.clip, or check the data"
+        )
+
+    def log(self, position: Position) -> None:
+        """Writes the mean of each metric since the last time, per expert, and the speed."""
+        self.read()
+        row: dict[str, float] = {}
+        for name in ("loss", "grad_norm"):
+            means = np.mean([metrics[name] for metrics in self.measured], axis=0)
+            row |= {f"{name}/{expert}": float(mean) for expert, mean in zip(self.phase.expert_ids, means, strict=True)}
+        self.measured.clear()
+        row |= self.chrono.measure()
+        seconds_per_image = 1.0 / max(row["images_per_s"], 1e-9)
+        row["images"] = position.images
+        row["phase"] = position.phase
+        row["eta_s"] = seconds_per_image * self.images_left(position)
+        self.write(position.step, row)
+        self.chrono.restart()
+
+    def images_left(self, position: Position) -> int:
+        """Images still to be trained on, over this phase and those to come."""
+        ahead = sum(phase.steps * phase.num_experts for phase in self.run.phases[position.phase + 1 :])
+        here = (self.phase.steps - position.phase_step) * self.phase.num_experts
+        return (here + ahead) * self.config.batch_size
+
+    def evaluate(self, state: TrainState, position: Position) -> None:
+        """Writes the held-out loss of the EMA weights: mean and curve over noise quantiles, per expert."""
+        row: dict[str, Any] = {}
+        for expert, curve in zip(self.phase.expert_ids, self.quantile_loss(state.ema, self.run.frozen), strict=True):
+            row[f"held_out/{expert}"] = float(curve.mean())
+            row |= {f"held_out_bins/{expert}/{index:02d}": float(value) for index, value in enumerate(curve)}
+        self.write(position.step, row)
+
+    def sample(self, state: TrainState, position: Position) -> None:
+        """Writes a grid of samples."""
+        pixels = self.preview(state.ema, self.run.frozen)
+        for observer in self.observers:
+            observer.image(position.step, "samples", pixels)
+
+    def save(self, state: TrainState, position: Position) -> None:
+        """Starts a checkpoint, unless training has diverged."""
+        self.read()
+        self.checkpoints.save(state, position)
+
+    def write(self, step: int, row: dict[str, float]) -> None:
+        """Hands numbers to every observer."""
+        for observer in self.observers:
+            observer.write(step, row)

@@ -1,0 +1,191 @@
+"""What watches a run: console, `metrics.jsonl`, TensorBoard, Weights & Biases, and the profiler.
+
+An observer has `tick(step)`, `write(step, values)` for numbers, `image(step, name, pixels)` for pictures
+and `close()`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from jaxtyping import UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from ediffi_jax.training.errors import ConfigError
+
+Pixels = UInt8[np.ndarray, "h w 3"]
+
+
+class Observer:
+    """Receives what a run measures; does nothing with it unless a subclass says so."""
+
+    def tick(self, step: int) -> None:
+        """`step` was dispatched."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers measured at `step`, under names such as ``loss/0`` (expert 0)."""
+
+    def image(self, step: int, name: str, pixels: Pixels) -> None:
+        """A picture made at `step`."""
+
+    def close(self) -> None:
+        """Finishes what is pending."""
+
+
+class Console(Observer):
+    """A progress bar on a terminal, else one line per interval."""
+
+    def __init__(self, total: int, initial: int, name: str) -> None:
+        self._total = total
+        self._name = name
+        self._bar = tqdm(total=total, initial=initial, desc=name, unit="step", dynamic_ncols=True) if _terminal() else None
+
+    def tick(self, step: int) -> None:
+        """Moves the bar to `step`."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Shows losses, speed and remaining time."""
+        losses = " ".join(f"{values[key]:.4f}" for key in sorted(values) if key.startswith("loss/"))
+        curves = " ".join(f"{values[key]:.4f}" for key in sorted(values) if key.startswith("held_out/"))
+        if self._bar is not None and losses:
+            self._bar.set_postfix_str(f"loss {losses}, {values.get('images_per_s', 0):.0f} images/s")
+        elif losses:
+            print(
+                f"{self._name} step {step}/{self._total}  loss {losses}  "
+                f"{values.get('images_per_s', 0):.1f} images/s  ETA {clock_time(values.get('eta_s', 0))}",
+                flush=True,
+            )
+        if curves:
+            tqdm.write(f"{self._name} step {step}/{self._total}  held-out loss {curves}")
+
+    def close(self) -> None:
+        """Ends the bar's line."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Files(Observer):
+    """`metrics.jsonl`, one JSON object a line, and `samples/<name>_<step>.png`."""
+
+    def __init__(self, workdir: epath.Path, step: int) -> None:
+        """Keeps lines up to `step`: what a killed run wrote after its last checkpoint will come again."""
+        self._folder = workdir
+        self._path = workdir / "metrics.jsonl"
+        if self._path.exists():
+            self._path.write_text("".join(line for line in _lines(self._path) if json.loads(line)["step"] <= step))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends a line."""
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **{name: round(value, 7) for name, value in values.items()}}) + "\n")
+
+    def image(self, step: int, name: str, pixels: Pixels) -> None:
+        """Writes a PNG."""
+        folder = self._folder / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{name}_{step:07d}.png").open("wb") as file:
+            Image.fromarray(pixels).save(file, format="PNG")
+
+class TensorBoard(Observer):
+    """Event files for TensorBoard, written without TensorFlow."""
+
+    def __init__(self, workdir: epath.Path, step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds scalars."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, pixels: Pixels) -> None:
+        """Adds a picture."""
+        self._writer.add_image(name, pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flushes the event file."""
+        self._writer.close()
+
+
+class Wandb(Observer):
+    """Weights & Biases, for those who have it installed."""
+
+    def __init__(self, project: str, workdir: epath.Path, config: Mapping[str, Any]) -> None:
+        """Raises ConfigError if the package is missing."""
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError("config.wandb needs the wandb package: pip install wandb, or --config.wandb=''") from error
+        self._wandb = wandb
+        self._run = wandb.init(project=project, name=workdir.name, id=workdir.name, resume="allow", config=dict(config))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs numbers."""
+        self._run.log(dict(values), step=step)
+
+    def image(self, step: int, name: str, pixels: Pixels) -> None:
+        """Logs a picture."""
+        self._run.log({name: self._wandb.Image(pixels)}, step=step)
+
+    def close(self) -> None:
+        """Ends the run."""
+        self._run.finish()
+
+
+class Profile:
+    """Traces steps first..last with `jax.profiler` into `workdir/profile`, to be read with XProf."""
+
+    def __init__(self, workdir: epath.Path, steps: tuple[int, int] | None) -> None:
+        self._folder = str(workdir / "profile")
+        self._steps = steps
+        self._running = False
+
+    def before(self, step: int) -> None:
+        """Called before step number `step` (counted from 1) is computed."""
+        if self._steps and step == self._steps[0]:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+
+    def after(self, step: int, result: Any) -> None:
+        """Called after it was dispatched; waits for `result` where the trace ends."""
+        if self._running and self._steps and step >= self._steps[1]:
+            jax.block_until_ready(result)
+            self.close()
+
+    def close(self) -> None:
+        """Ends a trace that is running."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
+            logging.info("profile written to %s", self._folder)
+
+
+def clock_time(seconds: float) -> str:
+    """Seconds as ``h:mm:ss``."""
+    minutes, second = divmod(int(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02d}:{second:02d}"
+
+
+def _terminal() -> bool:
+    return sys.stderr.isatty() and jax.process_index() == 0
+
+
+def _lines(path: epath.Path) -> Iterator[str]:
+    """Whole lines of a file; one cut short by a kill is left out."""
+    for line in path.read_text().splitlines(keepends=True):
+        with contextlib.suppress(ValueError):
+            if line.endswith("\n") and isinstance(json.loads(line), dict):
+                yield line

@@ -1,0 +1,194 @@
+"""What a run is made of before its first step: objective, held-out batches, and the state to start from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+from jax.sharding import Mesh
+from jaxtyping import Array, PyTree
+from ml_collections import ConfigDict
+
+from ediffi_jax import encoders, models
+from ediffi_jax.compilation import compute_dtype
+from ediffi_jax.conditioning import DropRates
+from ediffi_jax.data import loader
+from ediffi_jax.noise import LogNormal
+from ediffi_jax.training import checkpoint
+from ediffi_jax.training.checkpoint import Checkpoints, Position
+from ediffi_jax.training.config import validate
+from ediffi_jax.training.config_files import to_json
+from ediffi_jax.training.errors import CheckpointError
+from ediffi_jax.training.mesh import check_batch_size, make_mesh, state_shardings
+from ediffi_jax.training.objective import Objective
+from ediffi_jax.training.schedule import Phase
+from ediffi_jax.training.state import TrainState, branch, create, make_optimizer
+from ediffi_jax.training.unconditional import Unconditional
+
+INIT_KEY = 0xFFFFFFFF  # folded into the seed for parameters; steps are folded in from 0 upwards
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run's fixed parts.
+
+    Attributes:
+        config: as given.
+        workdir: where everything is written.
+        phases: the expert schedule.
+        objective: one expert's loss.
+        optimizer: of one expert's gradient.
+        frozen: the encoders' parameters.
+        held_out: batches [1, B, ...] that are never trained on.
+    """
+
+    config: ConfigDict
+    workdir: epath.Path
+    phases: tuple[Phase, ...]
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    frozen: PyTree
+    held_out: Sequence[Mapping[str, np.ndarray]]
+
+    @classmethod
+    def create(cls, config: ConfigDict, workdir: epath.Path) -> Run:
+        """Builds everything that the config names. Raises UserError for what it names wrongly."""
+        phases = validate(config)
+        frozen_encoders = load_encoders(config.encoders)
+        network = models.build({**to_json(config.model), "dtype": compute_dtype(config.compute_dtype)})
+        objective = Objective(
+            network=network,
+            encoders=frozen_encoders,
+            noise=LogNormal(**config.noise),
+            sigma_data=config.sigma_data,
+            drop=DropRates(**config.conditioning),
+            max_level=config.aug.max_level,
+        )
+        batches = make_batches(config, frozen_encoders, split="test", num_experts=1, start=0)
+        return cls(
+            config=config,
+            workdir=workdir,
+            phases=phases,
+            objective=objective,
+            optimizer=make_optimizer(config.optimizer, sum(phase.steps for phase in phases)),
+            frozen=frozen_encoders.params,
+            held_out=[next(batches) for _ in range(max(1, config.eval_batches))],
+        )
+
+    def mesh(self, phase: Phase) -> Mesh:
+        """The devices as one phase uses them. Raises TrainingError if they do not fit."""
+        mesh = make_mesh(self.config.mesh, phase.num_experts)
+        check_batch_size(mesh, self.config.batch_size)
+        return mesh
+
+    def batches(self, phase: Phase, start: int) -> Iterator[dict[str, np.ndarray]]:
+        """Training batches [E, B, ...] from position `start` of the global data order."""
+        return make_batches(
+            self.config, self.objective.encoders, split="train", num_experts=phase.num_experts, start=start
+        )
+
+    def position(self, **changes: Any) -> Position:
+        """The beginning of the run, with `changes`."""
+        fields = {"step": 0, "images": 0, "phase": 0, "phase_step": 0, **changes}
+        phase = self.phases[fields["phase"]]
+        return Position(
+            **fields,
+            cuts=phase.cuts,
+            expert_ids=phase.expert_ids,
+            encoders=self.objective.encoders.fingerprint,
+            config=to_json(self.config),
+        )
+
+    def fresh(self, key: Array, phase: Phase) -> TrainState:
+        """An untrained state: all experts start alike."""
+        example = {name: rows[0] for name, rows in self.held_out[0].items()}
+        params = self.objective.init(key, example)
+        stacked = jax.tree.map(lambda p: jnp.broadcast_to(p[None], (phase.num_experts, *p.shape)), params)
+        return create(stacked, self.optimizer)
+
+    def abstract(self, phase: Phase) -> TrainState:
+        """The state's shapes, dtypes and shardings in a phase."""
+        shapes = jax.eval_shape(lambda: self.fresh(jax.random.key(0), phase))
+        shardings = state_shardings(self.mesh(phase), shapes)
+        return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
+
+    def start(self, checkpoints: Checkpoints) -> tuple[TrainState, Position]:
+        """The newest checkpoint's state, else a fresh one.
+
+        Raises:
+            CheckpointError: a checkpoint that does not fit the config.
+        """
+        restored = checkpoints.restore_newest(lambda position: self.abstract(self.phases[position.phase]))
+        if restored is not None:
+            state, position = restored
+            check_encoders(position, self.objective.encoders.fingerprint, checkpoints.folder)
+            return state, position
+        phase = self.phases[0]
+        key = jax.random.fold_in(jax.random.key(self.config.seed), np.uint32(INIT_KEY))
+        shapes = self.abstract(phase)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+        state = jax.jit(lambda key: self.fresh(key, phase), out_shardings=shardings)(key)
+        if self.config.init_from:
+            params = jax.device_put(initial_params(self.config.init_from, state.params), shardings.params)
+            state = state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
+        return state, self.position()
+
+    def branched(self, state: TrainState, position: Position) -> tuple[TrainState, Position]:
+        """The start of the next phase: every expert a copy of its parent, laid on that phase's mesh."""
+        phase = self.phases[position.phase + 1]
+        state = branch(state, phase.rows)
+        state = jax.device_put(state, state_shardings(self.mesh(phase), state))
+        return state, self.position(step=position.step, images=position.images, phase=position.phase + 1)
+
+
+def load_encoders(name: str) -> encoders.Encoders | Unconditional:
+    """Bundled encoders by name, those of a folder, or none for an empty name."""
+    if not name:
+        return Unconditional()
+    return encoders.load(name if epath.Path(name).exists() else encoders.bundled(name))
+
+
+def make_batches(
+    config: ConfigDict, frozen: encoders.Encoders | Unconditional, *, split: str, num_experts: int, start: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of a split from a position of its order."""
+    return loader.make_loader(
+        config.data,
+        split=split,
+        seed=config.seed,
+        num_experts=num_experts,
+        batch_size=config.batch_size,
+        tokenizer=None if isinstance(frozen, Unconditional) else frozen,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    ).iterate(start)
+
+
+def initial_params(workdir: str, params: PyTree) -> PyTree:
+    """The EMA weights of another run, of one expert for all or of as many experts as `params` has.
+
+    Raises:
+        CheckpointError: no checkpoint, or weights of another shape.
+    """
+    path = checkpoint.newest(workdir)
+    saved = checkpoint.load_tree(path)["ema"]
+    experts = jax.tree.leaves(params)[0].shape[0]
+    if jax.tree.leaves(saved)[0].shape[0] == 1:
+        saved = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (experts, *leaf.shape[1:])), saved)
+    checkpoint.check_leaves(path, saved, params)
+    return jax.tree.map(lambda leaf, like: np.asarray(leaf, like.dtype), saved, params)
+
+
+def check_encoders(position: Position, fingerprint: str, folder: epath.Path) -> None:
+    """Raises CheckpointError if a checkpoint was trained with other encoders."""
+    if position.encoders != fingerprint:
+        raise CheckpointError(
+            f"{folder} was trained with encoders {position.encoders}, and config.encoders are {fingerprint};"
+            " expected the same encoders"
+        )

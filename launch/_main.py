@@ -1,0 +1,69 @@
+"""What every verb shares: flags, `--help` with an example, one-line errors, exit codes.
+
+    0 finished · 2 the user's mistake, never worth a restart · 42 saved, and wants a restart
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags, logging
+
+from ediffi_jax.errors import UserError, nearest
+
+USER_MISTAKE = 2
+CONFIG_PREFIX = "--config."
+
+Main = Callable[[list[str]], int | None]
+
+
+def run(main: Main, argv: Sequence[str] | None = None) -> None:
+    """Runs a verb and exits.
+
+    Args:
+        main: takes the config overrides ``a.b=value`` that were given as ``--config.a.b=value``, and
+            returns the exit code (None for 0). Its module's docstring is the help text.
+        argv: default `sys.argv`.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    if any(word in ("--help", "-h", "-help", "--helpfull") for word in argv[1:]):
+        print(sys.modules[main.__module__].__doc__, flags.FLAGS.get_key_flags_for_module(main.__module__) and "", sep="")
+        print(flags.FLAGS.module_help(main.__module__))
+        sys.exit(0)
+    try:
+        words, overrides = split_overrides(argv)
+        rest = parse(words)
+        if rest:
+            raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
+        logging.use_absl_handler()
+        logging.set_verbosity(logging.WARNING)
+        sys.exit(main(overrides) or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_MISTAKE)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separates ``--config.a.b=value`` from the other words of a command line."""
+    words, overrides = [], []
+    for word in argv:
+        if word.startswith(CONFIG_PREFIX):
+            overrides.append(word[len(CONFIG_PREFIX) :])
+        else:
+            words.append(word)
+    return words, overrides
+
+
+def parse(words: Sequence[str]) -> list[str]:
+    """Parses flags; returns the words that are none. Raises UserError for unknown flags and bad values."""
+    try:
+        return flags.FLAGS(list(words))[1:]
+    except flags.UnrecognizedFlagError as error:
+        names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.modules["__main__"])]
+        raise UserError(f"unknown flag --{error.flagname}{nearest(error.flagname, names)}") from error
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from error

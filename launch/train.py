@@ -1,0 +1,44 @@
+"""Trains a stage: a recipe into a workdir, or a workdir further.
+
+    python -m launch.train --config=configs/scenes.py:stage=base,tiny --workdir=runs/base
+    python -m launch.train --config=configs/scenes.py:stage=base --workdir=runs/base --config.optimizer.lr=1e-4
+    python -m launch.train --workdir=runs/base              # go on where it stopped
+    python -m launch.train --workdir=runs/base --steps=500  # make the last phase 500 steps long
+
+Interrupted in any way, the same command goes on from the last checkpoint, bit for bit. Exit codes:
+0 finished, 2 a mistake that a restart will not mend, 42 saved after SIGTERM or Ctrl-C.
+The workdir receives config.json, checkpoints/, metrics.jsonl, tensorboard/ and samples/.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from ediffi_jax.compilation import enable_cache
+from ediffi_jax.training import config_files, loop
+from ediffi_jax.training.errors import ConfigError
+from launch import _main
+
+CONFIG = flags.DEFINE_string("config", None, "Recipe FILE.py:arguments; --config.a.b=VALUE changes a key.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; new, or one to go on with.")
+STEPS = flags.DEFINE_integer("steps", None, "Length of the last phase in steps, instead of the recipe's.", lower_bound=0)
+
+
+def main(overrides: list[str]) -> int:
+    """Reads the config, applies what the command line changes, and trains."""
+    if not WORKDIR.value:
+        raise ConfigError("--workdir is missing; for example --workdir=runs/base")
+    config = config_files.load(CONFIG.value) if CONFIG.value else config_files.read_workdir(WORKDIR.value)
+    if config is None:
+        raise ConfigError(
+            f"--workdir={WORKDIR.value} holds no run; for a new one name a recipe: --config=configs/scenes.py:stage=base"
+        )
+    config_files.override(config, overrides)
+    if STEPS.value is not None:
+        config.phases[-1]["steps"] = STEPS.value
+    enable_cache()
+    return loop.train(config, WORKDIR.value)
+
+
+if __name__ == "__main__":
+    _main.run(main)
