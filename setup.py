@@ -27,6 +27,7 @@ REQUIRES = [
     "jaxtyping>=0.3",
     "matplotlib>=3.8",
     "ml_collections>=1.0",
+    "ml_dtypes>=0.4",
     "numpy>=2.1",
     "opencv-python-headless>=4.10",
     "optax>=0.2.5",

@@ -33,7 +33,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     config = training_config.default()
     config.stage = chosen["stage"]
     config.encoders = "scenes"
-    config.data.num_scenes = 200_000
+    config.data.update({"num_scenes": 200_000, "clip_resolution": 64})
     {"base": _base, "sr64": _sr64, "sr256": _sr256}[config.stage](config)
     if chosen["quick"]:
         _quick(config)
@@ -49,22 +49,22 @@ def _base(config: ConfigDict) -> None:
         {
             "name": "unet",
             "resolution": 16,
-            "channels": 64,
-            "channel_mults": (1, 2, 3),
-            "blocks": 2,
+            "channels": 48,
+            "channel_mults": (1, 2, 2),
+            "blocks": 1,
             "attention_resolutions": (8, 4),
             "cross_attention_resolutions": (8, 4),
             "head_channels": 32,
-            "context_width": 128,
+            "context_width": 96,
             "dropout": 0.0,
             "remat": False,
         }
     )
     config.data.update({"resolution": 16, "source_resolution": 64})
-    config.batch_size = 64
-    config.phases = _phases((40_000, (), ()), (4_000, (0.125, 0.75), (0, 0, 0)))
-    config.optimizer.update({"lr": 3e-4, "warmup": 500, "decay": "cosine", "weight_decay": 0.01})
-    config.ema.decay = 0.9995
+    config.batch_size = 32
+    config.phases = _phases((14_000, (), ()), (1_500, (0.125, 0.75), (0, 0, 0)))
+    config.optimizer.update({"lr": 6e-4, "warmup": 300, "decay": "constant", "weight_decay": 0.01, "b2": 0.99})
+    config.ema.decay = 0.999
     config.sampler.update({"name": "deis_kutta3", "steps": 16, "sigma_max": 40.0, "guidance": 2.0})
 
 
@@ -74,14 +74,14 @@ def _sr64(config: ConfigDict) -> None:
         {
             "name": "efficient_unet",
             "resolution": 64,
-            "channels": 24,
-            "channel_mults": (1, 2, 4),
+            "channels": 16,
+            "channel_mults": (1, 2, 4, 8),
             "blocks": 1,
-            "block_mults": (1, 2, 3),
-            "attention_resolutions": (),
-            "cross_attention_resolutions": (16,),
+            "block_mults": (1, 1, 2, 2),
+            "attention_resolutions": (8,),
+            "cross_attention_resolutions": (16, 8),
             "head_channels": 32,
-            "context_width": 128,
+            "context_width": 96,
             "dropout": 0.0,
             "low_res": True,
             "noise_aug": True,
@@ -90,9 +90,9 @@ def _sr64(config: ConfigDict) -> None:
     )
     config.data.update({"resolution": 64, "low_resolution": 16, "source_resolution": 64})
     config.batch_size = 16
-    config.phases = _phases((20_000, (), ()), (2_000, (0.5,), (0, 0)))
-    config.optimizer.update({"lr": 4e-4, "warmup": 500, "decay": "cosine", "weight_decay": 0.0})
-    config.ema.decay = 0.9995
+    config.phases = _phases((6_000, (), ()), (750, (0.5,), (0, 0)))
+    config.optimizer.update({"lr": 8e-4, "warmup": 300, "decay": "constant", "weight_decay": 0.0, "b2": 0.99})
+    config.ema.decay = 0.999
     config.aug.update({"max_level": 0.3, "level": 0.1})
     config.sampler.update({"name": "deis_kutta3", "steps": 8, "exponent": 3.0, "sigma_max": 40.0, "guidance": 0.0})
 
@@ -101,6 +101,7 @@ def _sr256(config: ConfigDict) -> None:
     """64 -> 256, trained on 64x64 crops (16x16 in the low-resolution picture): local work, one model."""
     _sr64(config)
     config.model.update({"channels": 16, "channel_mults": (1, 2, 4), "block_mults": (1, 1, 2)})
+    config.model.attention_resolutions = ()
     config.model.cross_attention_resolutions = ()
     config.data.update({"resolution": 256, "low_resolution": 64, "crop": 64, "source_resolution": 256})
     config.data.num_scenes = 20_000

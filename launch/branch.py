@@ -14,7 +14,7 @@ from absl import flags
 
 from ediffi_jax.training import branching
 from ediffi_jax.training.errors import ConfigError
-from launch import _main
+from . import _main
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The run to branch.")
 TO = flags.DEFINE_string("to", None, "The new workdir.")

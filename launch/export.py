@@ -15,7 +15,7 @@ from __future__ import annotations
 from absl import flags
 
 from ediffi_jax.errors import UserError
-from launch._main import run
+from ._main import run
 
 WORKDIRS = flags.DEFINE_list("workdirs", None, "stage=DIR[,DIR...],stage=DIR...", required=True)
 OUT = flags.DEFINE_string("out", None, "Folder to write; must be absent or empty.", required=True)

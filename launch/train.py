@@ -17,7 +17,7 @@ from absl import flags
 from ediffi_jax.compilation import enable_cache
 from ediffi_jax.training import config_files, loop
 from ediffi_jax.training.errors import ConfigError
-from launch import _main
+from . import _main
 
 CONFIG = flags.DEFINE_string("config", None, "Recipe FILE.py:arguments; --config.a.b=VALUE changes a key.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; new, or one to go on with.")

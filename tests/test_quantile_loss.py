@@ -46,9 +46,10 @@ def test_equal_models_differ_by_nothing_and_a_worse_one_is_found_where_it_is_wor
         return good(x, sigma) * jnp.where(ensemble.route(sigma) == 1, 0.9, 1.0)
 
     a = quantile_loss(good, images, NOISE, count=16)
-    assert all(c.change == 0 and c.error == 0 for c in compare(a, quantile_loss(good, images, NOISE, count=16), ensemble))
+    again = compare(a, quantile_loss(good, images, NOISE, count=16), ensemble)
+    assert all(c.change == 0 and c.error == 0 for c in again)
     found = compare(a, quantile_loss(worse_in_the_middle, images, NOISE, count=16), ensemble)
-    assert found[0].change == 0 and found[2].change == 0
+    assert abs(found[0].change) < 1e-6 and abs(found[2].change) < 1e-6
     assert found[1].change > 5 * found[1].error > 0
 
 

@@ -49,7 +49,14 @@ class Size:
 
 
 FULL = Size(arguments="quick", expert_steps=200, prompts=16, images=128, quantiles=64)
-TINY = Size(arguments="quick,tiny", expert_steps=6, prompts=2, images=8, quantiles=16)
+TINY = Size(
+    arguments="quick,tiny",
+    expert_steps=6,
+    prompts=2,
+    images=8,
+    quantiles=16,
+    overrides=("--config.phases.0.steps=12", "--steps=6", "--config.eval_every=0", "--config.sample_every=0"),
+)
 
 
 def run(folder: Path, size: Size) -> Path:
@@ -133,9 +140,12 @@ def _train(folder: Path, size: Size, stage: str, title: str) -> Step:
 
 def render(folder: Path, size: Size) -> None:
     """Draws the scenes that the stages train on; stages that read the same files share them."""
+    from absl import logging
+
     from ediffi_jax.data.scenes import builder
     from ediffi_jax.training import config_files
 
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of every config that is not in its list
     for stage in ("base", *SUPER_RESOLUTION):
         data = config_files.load(_recipe(stage, size)).data
         drawn = builder.ScenesConfig(resolution=data.source_resolution, num_scenes=data.num_scenes)
