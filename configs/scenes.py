@@ -115,17 +115,12 @@ def _quick(config: ConfigDict) -> None:
     The base has one phase: the quick start branches it by hand, as the single model goes on beside it.
     """
     config.data.num_scenes = 2_000 if config.stage == "sr256" else 20_000
-    config.batch_size = {"base": 32, "sr64": 8, "sr256": 8}[config.stage]
-    if config.stage == "base":
-        config.model.update({"channels": 48, "channel_mults": (1, 2, 2), "blocks": 1})
-        config.phases = _phases((1_000, (), ()))
-        config.optimizer.update({"lr": 6e-4, "decay": "constant"})
-    elif config.stage == "sr64":
-        config.model.update({"channels": 16, "block_mults": (1, 1, 2)})
-        config.phases = _phases((400, (), ()), (100, (0.5,), (0, 0)))
-    else:
-        config.model.channels = 8
-        config.phases = _phases((300, (), ()))
+    config.batch_size = 32 if config.stage == "base" else 8
+    config.phases = {
+        "base": _phases((1_000, (), ())),
+        "sr64": _phases((400, (), ()), (100, (0.5,), (0, 0))),
+        "sr256": _phases((300, (), ())),
+    }[config.stage]
     config.optimizer.warmup = 50
     config.ema.decay = 0.99
     config.update({"log_every": 20, "save_every": 100, "eval_every": 0, "eval_batches": 1, "sample_every": 0})
