@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -75,9 +77,9 @@ class Recipe:
         self.make = functools.partial(corpus.t5_batch, self.config.seed, size=c.batch, table=self.table, whole=c.whole)
         self.prepare = lambda params: params
 
-    def features(self, params: Params, captions: int = 512) -> jax.Array:
+    def features(self, params: Params, number: int = 512) -> jax.Array:
         """Token features [n, d] of captions that training did not use, padding left out."""
-        ids, mask = self.table.tokenizer([text for text in _new_captions(captions, self.config.seed)])
+        ids, mask = self.table.tokenizer(captions(number, self.config.seed + HELD_OUT))
         if self.name == "clip":
             found, _ = Clip(self.sizes).apply({"params": params}, ids, method="encode_text")
         else:
@@ -89,10 +91,6 @@ class Recipe:
         params = trained[self.name]
         rescale = contrastive.unit_channels if self.name == "clip" else denoising.unit_channels
         write_encoder(rescale(params, self.features(params)), self.sizes, self.folder)
-
-
-def _new_captions(number: int, seed: int) -> list[str]:
-    return captions(number, seed + HELD_OUT)
 
 
 def write_encoder(params: Params, sizes: ClipConfig | T5Config, folder: Path) -> None:
@@ -122,5 +120,5 @@ def train(name: str, config: ConfigDict, folder: Path, budget: fitting.Budget) -
     return measuring.heads(recipe.loss, trained, later, config.held_out_batches, name)
 
 
-def _shifted(make, index: int, **options) -> corpus.Batch:  # noqa: ANN001, ANN003 (passed through)
+def _shifted(make: Callable[..., corpus.Batch], index: int, **options: Any) -> corpus.Batch:
     return make(HELD_OUT + index, **options)
