@@ -1,0 +1,205 @@
+"""Picture -> what is in it; picture and scene -> what of it is right.
+
+A region's shape is the one whose signed-distance rendering, fitted to the region's bounding box,
+overlaps its soft mask best:  IoU(α, t) = Σ min(α, t) / Σ max(α, t), less a penalty for stretching it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from ediffi_jax.data.scenes import segmentation, shapes
+from ediffi_jax.data.scenes import vocabulary as v
+from ediffi_jax.data.scenes.scene import Object, Scene
+
+Soft = Float[np.ndarray, "s s"]
+WORK = segmentation.WORK
+SMEAR = 0.38  # standard deviation of a pixel averaged and interpolated again, in its widths
+APART = 0.06  # of the picture: the least distance of centres that makes a "left of"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seen:
+    """An object as read from a picture.
+
+    Attributes:
+        colour, shape: words of the vocabulary.
+        x, y: centre of its bounding box, fractions of the picture (y down).
+        width, height: of the bounding box, fractions of the picture.
+        fit: overlap of its mask with the shape, 0 to 1.
+        on: index of the object it lies on, or -1.
+    """
+
+    colour: str
+    shape: str
+    x: float
+    y: float
+    width: float
+    height: float
+    fit: float
+    on: int = -1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score:
+    """Which of the things asked for are right. A scene without a relation has it right."""
+
+    count: bool
+    colours: bool
+    shapes: bool
+    relation: bool
+
+    @property
+    def all(self) -> bool:
+        return self.count and self.colours and self.shapes and self.relation
+
+
+@functools.cache
+def _extent(shape: str) -> tuple[float, float]:
+    """Half width and half height of a shape of radius 1, measured on its own rendering."""
+    axis = np.linspace(-1.1, 1.1, 441)
+    inside = shapes.SDFS[shape](axis[None, :], axis[:, None]) < 0
+    return float(axis[inside.any(0)].max()), float(axis[inside.any(1)].max())
+
+
+def _template(shape: str, x: np.ndarray, y: np.ndarray, box: Sequence[float], blur: float) -> Soft:
+    """Coverage of a shape stretched to `box` (centre x, y, half width, half height; pixels)."""
+    half_x, half_y = _extent(shape)
+    scale_x, scale_y = box[2] / half_x, box[3] / half_y
+    distance = shapes.SDFS[shape]((x - box[0]) / scale_x, (y - box[1]) / scale_y)
+    sharp = np.clip(0.5 - distance * min(scale_x, scale_y), 0, 1)
+    return cv2.GaussianBlur(sharp, (0, 0), SMEAR * blur) if blur > 1 else sharp
+
+
+def _overlap(alpha: Soft, template: Soft) -> float:
+    return float(np.minimum(alpha, template).sum() / np.maximum(alpha, template).sum())
+
+
+def _undistorted(shape: str, box: Sequence[float]) -> float:
+    """1 if the box has the shape's own proportions, less the more it is stretched."""
+    half_x, half_y = _extent(shape)
+    return float(np.exp(-0.5 * abs(np.log(box[2] * half_y / (box[3] * half_x)))))
+
+
+def bounding_box(alpha: Soft) -> tuple[float, float, float, float]:
+    """Centre x, y, half width, half height of a soft mask in pixels: where it passes one half."""
+    mask = alpha > 0.5
+    columns, rows = np.nonzero(mask.any(0))[0], np.nonzero(mask.any(1))[0]
+    x0, x1, y0, y1 = columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
+    return (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2
+
+
+def fit_shape(alpha: Soft, blur: float) -> tuple[str, float, tuple[float, float, float, float]]:
+    """The best shape, its overlap, and its bounding box in pixels.
+
+    Args:
+        alpha: a region's soft mask.
+        blur: width in pixels over which contours are smeared; tips look shorter by about as much,
+            so boxes a little larger than the measured one are tried too.
+    """
+    box = bounding_box(alpha)
+    reach = 1.3 * max(box[2:]) + blur
+    x0, x1 = max(0, int(box[0] - reach)), min(WORK, int(box[0] + reach) + 1)
+    y0, y1 = max(0, int(box[1] - reach)), min(WORK, int(box[1] + reach) + 1)
+    part = alpha[y0:y1, x0:x1]
+    x, y = np.arange(x0, x1)[None, :] + 0.5, np.arange(y0, y1)[:, None] + 0.5
+    # More room at the top than at the bottom: a triangle's tip fades first, likewise a heart's.
+    grow = [0.0, 0.5 * blur] if blur > 2 else [0.0]
+    best = ("circle", -1.0, box)
+    for shape in v.SHAPES:
+        for wide, up, down in itertools.product(grow, grow, grow):
+            tried = (box[0], box[1] + (down - up) / 2, box[2] + wide / 2, box[3] + (up + down) / 2)
+            overlap = _overlap(part, _template(shape, x, y, tried, blur)) * _undistorted(shape, tried)
+            if overlap > best[1]:
+                best = (shape, overlap, tried)
+    return best
+
+
+def read(image: UInt8[np.ndarray, "r r 3"]) -> list[Seen]:
+    """The objects of a picture in the flat style, at any resolution from 16 (256 is best).
+
+    Args:
+        image: uint8 RGB, square.
+
+    Raises:
+        SceneError: not a square uint8 RGB picture.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.shape[0] != image.shape[1] or image.dtype != np.uint8:
+        raise v.SceneError(f"expected a square uint8 RGB picture, got {image.dtype} {image.shape}")
+    blur = max(1.0, WORK / image.shape[0])
+    seen = []
+    for region in segmentation.regions(image):
+        if (region.alpha > 0.5).sum() < segmentation.SMALLEST * region.alpha.size:
+            continue
+        shape, fit, box = fit_shape(region.alpha, blur)
+        x, y, half_width, half_height = (float(value) / WORK for value in box)
+        seen.append(
+            Seen(
+                colour=region.colour,
+                shape=shape,
+                x=x,
+                y=y,
+                width=2 * half_width,
+                height=2 * half_height,
+                fit=fit,
+                on=region.on,
+            )
+        )
+    return seen
+
+
+def holds(relation: str, a: Seen, b: Seen) -> bool:
+    """Whether `a` stands in the relation to `b`."""
+    dx, dy = b.x - a.x, b.y - a.y
+    if relation == "inside":
+        centred = abs(dx) < 0.3 * b.width and abs(dy) < 0.4 * b.height
+        return centred and max(a.width, a.height) < 0.8 * max(b.width, b.height)
+    along = {"left of": dx, "right of": -dx, "above": dy, "below": -dy}[relation]
+    across = dy if relation in ("left of", "right of") else dx
+    return along > APART and along > abs(across)
+
+
+def _assign(seen: list[Seen], scene: Scene) -> list[tuple[Object, Seen]]:
+    """Pairs expected and seen objects so that most attributes agree, then the relation."""
+    wanted = scene.objects
+    best: tuple[float, list[tuple[Object, Seen]]] = (-1.0, [])
+    for chosen in itertools.permutations(seen, min(len(wanted), len(seen))):
+        pairs = list(zip(wanted, chosen))
+        agree = sum((o.colour == s.colour) + (o.shape == s.shape) for o, s in pairs)
+        right = scene.relation and len(pairs) == 2 and holds(scene.relation, pairs[0][1], pairs[1][1])
+        best = max(best, (agree + 0.5 * bool(right), pairs), key=lambda item: item[0])
+    return best[1]
+
+
+def score(image: UInt8[np.ndarray, "r r 3"], scene: Scene) -> Score:
+    """Compares a picture with the scene it was asked to show.
+
+    Args:
+        image: uint8 RGB, square. Colours of the pastel style are undone; for other styles than
+            these two the reading is a best effort.
+        scene: what was asked for; only its words count, not its coordinates.
+
+    Returns:
+        Which of count, colours, shapes and relation are right. Colours and shapes are right if
+        every object asked for is there with its colour, with its shape; the same pairing of
+        objects serves both and the relation, so a swap of attributes is an error.
+    """
+    if scene.style == "pastel":
+        image = np.clip((image.astype(np.float32) - 0.52 * 255) / 0.48 + 0.5, 0, 255).astype(np.uint8)
+    # The largest first, so that specks in a bad picture do not make the pairing expensive.
+    seen = sorted(read(image), key=lambda s: -s.width * s.height)[:6]
+    pairs = _assign(seen, scene)
+    full = len(pairs) == len(scene.objects)
+    return Score(
+        count=len(seen) == len(scene.objects),
+        colours=full and all(o.colour == s.colour for o, s in pairs),
+        shapes=full and all(o.shape == s.shape for o, s in pairs),
+        relation=not scene.relation or (full and holds(scene.relation, pairs[0][1], pairs[1][1])),
+    )
