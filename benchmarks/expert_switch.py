@@ -1,14 +1,15 @@
-"""What selecting an expert costs while sampling: one model against `lax.switch` against a dynamic index.
+"""What selecting an expert costs while sampling: one model against two ways to switch and a dynamic index.
 
     python -m benchmarks.expert_switch --pairs=20 [--channels=64 --batch=4 --steps=8 --out=switch.json]
 
 Each program is a whole sampling loop (DEIS kutta3, so 3 evaluations a step) through the same U-Net:
 
     single    one expert, no selection
-    switch    three experts, `lax.switch`, the network inside each branch: what `ediffi_jax.experts.switch` does
+    switch    three experts, `experts.switch`, each expert's parameters a buffer of its own: what a stage does
+    slices    the same, but each branch takes a static slice of the stacked parameters
     dynamic   three experts, parameters picked from the stack by a dynamic index
 
-Runs are interleaved, single-switch-dynamic and back, and compared within a round, so that whatever else
+Runs are interleaved, forth and back, and compared within a round, so that whatever else
 the machine does falls on all three alike. Wall time is what a user waits; processor time is steadier on a busy
 machine. The aim is a switch within 1.03 of the single model.
 """
@@ -34,6 +35,7 @@ from ediffi_jax.types import Images, Params
 FLAGS = flags.FLAGS
 PAIRS = flags.DEFINE_integer("pairs", 20, "Rounds of interleaved runs.", lower_bound=2)
 CHANNELS = flags.DEFINE_integer("channels", 64, "Channels of the U-Net's first level; it has (1, 2, 3) times that.")
+BLOCKS = flags.DEFINE_integer("blocks", 2, "Residual blocks a level.")
 BATCH = flags.DEFINE_integer("batch", 4, "Images at a time.")
 RESOLUTION = flags.DEFINE_integer("resolution", 16, "Height and width of the images.")
 STEPS = flags.DEFINE_integer("steps", 8, "Sampling steps; 3 evaluations each, and one more at the end.")
@@ -55,12 +57,12 @@ def dynamic_index(denoise_of: Callable[[Params], DenoiseFn], stacked: Params, en
 
 
 def make_programs() -> tuple[dict[str, Any], dict[str, tuple], dict[str, dict[str, float]]]:
-    """The three programs, compiled; their arguments; and their compile seconds and megabytes of temporary memory."""
+    """The programs, compiled; their arguments; and their compile seconds and megabytes of temporary memory."""
     network = UNet(
         resolution=RESOLUTION.value,
         channels=CHANNELS.value,
         channel_mults=(1, 2, 3),
-        blocks=2,
+        blocks=BLOCKS.value,
         attention_resolutions=(8, 4),
         cross_attention_resolutions=(8, 4),
         head_channels=32,
@@ -78,7 +80,8 @@ def make_programs() -> tuple[dict[str, Any], dict[str, tuple], dict[str, dict[st
 
     kinds = {
         "single": (experts.switch, experts.Ensemble(), one),
-        "switch": (experts.switch, ENSEMBLE, three),
+        "switch": (experts.switch, ENSEMBLE, experts.unstack(three)),
+        "slices": (experts.switch, ENSEMBLE, three),
         "dynamic": (dynamic_index, ENSEMBLE, three),
     }
     programs, arguments, costs = {}, {}, {}

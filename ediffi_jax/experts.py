@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from ediffi_jax.denoiser import DenoiseFn
 from ediffi_jax.errors import UserError
@@ -136,51 +136,64 @@ def take(stacked: Params, i: int) -> Params:
     return jax.tree.map(lambda leaf: leaf[i], stacked)
 
 
+def unstack(stacked: Params) -> tuple[Params, ...]:
+    """One pytree per expert, low noise first: the layout `switch` reads without copying. Do it once, outside `jit`."""
+    return tuple(take(stacked, i) for i in range(_count(stacked)))
+
+
 def branch(stacked: Params, parents: Sequence[int]) -> Params:
     """Expert i of the result is a copy of expert parents[i]: a gather over the leading axis of every leaf.
 
     Raises:
         ExpertError: a parent out of range (a gather would silently take the nearest).
     """
-    for count in {leaf.shape[0] for leaf in jax.tree.leaves(stacked)}:
-        _check_parents(parents, count)
+    _check_parents(parents, _count(stacked))
     rows = np.array(parents, np.int32)
     return jax.tree.map(lambda leaf: leaf[rows], stacked)
 
 
-def switch(denoise_of: Callable[[Params], DenoiseFn], stacked_params: PyTree, ensemble: Ensemble) -> DenoiseFn:
+def switch(
+    denoise_of: Callable[[Params], DenoiseFn], params: Params | tuple[Params, ...], ensemble: Ensemble
+) -> DenoiseFn:
     """The denoiser of an ensemble: at each call, the network of the expert that owns sigma, and no other.
 
-    `lax.switch` with the whole network inside each branch: the branches read static slices of the stack,
-    nothing is copied (benchmarks/expert_switch.py compares the alternatives). One expert needs no switch.
+    `lax.switch` with the whole network inside each branch. One expert needs no switch. Give a compiled program
+    `unstack(stacked)`: each expert is then a buffer of its own. Slices of a stack are copied at each
+    call by XLA:CPU, as is what a dynamic index gives (benchmarks/expert_switch.py compares them).
 
     Args:
         denoise_of: one expert's parameters -> its denoiser.
-        stacked_params: leaves [E, ...].
+        params: a tuple of E pytrees (`unstack`), or one pytree with leaves [E, ...].
         ensemble: who owns which sigma; E experts.
 
     Raises:
         ExpertError: the parameters are of another number of experts; when called, sigma is not a scalar.
     """
-    counts = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(stacked_params)}
-    if counts - {ensemble.num_experts}:
-        raise ExpertError(
-            f"parameters of {sorted(counts)} experts; expected {ensemble.num_experts}, cuts {ensemble.cuts}"
-        )
+    count, expected = len(params) if isinstance(params, tuple) else _count(params), ensemble.num_experts
+    if count != expected:
+        raise ExpertError(f"parameters of {count} experts; expected {expected}, cuts {ensemble.cuts}")
 
     def expert(i: int, x: Images, sigma: Scalar) -> Images:
-        return denoise_of(take(stacked_params, i))(x, sigma)
+        mine = params[i] if isinstance(params, tuple) else take(params, i)
+        return denoise_of(mine)(x, sigma)
 
-    branches = [functools.partial(expert, i) for i in range(ensemble.num_experts)]
+    branches = [functools.partial(expert, i) for i in range(count)]
 
     def denoise(x: Images, sigma: float | Scalar | Sigmas) -> Images:
-        if len(branches) == 1:
+        if count == 1:
             return branches[0](x, sigma)
         if jnp.ndim(sigma) != 0:
             raise ExpertError(f"sigma has shape {jnp.shape(sigma)}; expected a scalar, one expert denoises the batch")
         return jax.lax.switch(ensemble.route(sigma), branches, x, jnp.asarray(sigma, x.dtype))
 
     return denoise
+
+
+def _count(stacked: Params) -> int:
+    counts = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(stacked)}
+    if len(counts) != 1:
+        raise ExpertError(f"leaves have {sorted(counts)} experts; expected one number for all")
+    return counts.pop()
 
 
 def _check_parents(parents: Sequence[int], count: int) -> None:

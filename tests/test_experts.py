@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ediffi_jax.experts import Ensemble, ExpertError, branch, node, stack, switch, take
+from ediffi_jax.experts import Ensemble, ExpertError, branch, node, stack, switch, take, unstack
 from ediffi_jax.noise import Interval, LogNormal
 
 try:
@@ -103,8 +105,10 @@ def some_experts(count: int) -> dict:
 
 def test_stack_and_take_undo_each_other() -> None:
     stacked = some_experts(3)
-    again = stack([take(stacked, i) for i in range(3)])
-    jax.tree.map(np.testing.assert_array_equal, stacked, again)
+    jax.tree.map(np.testing.assert_array_equal, stacked, stack([take(stacked, i) for i in range(3)]))
+    jax.tree.map(np.testing.assert_array_equal, stacked, stack(unstack(stacked)))
+    with pytest.raises(ExpertError, match=r"leaves have \[2, 3\] experts"):
+        unstack({"a": jnp.ones((2, 1)), "b": jnp.ones((3, 1))})
 
 
 @settings(max_examples=20, deadline=None)
@@ -146,10 +150,11 @@ def denoise_of(params: dict):
     return lambda x, sigma: jnp.tanh(x @ params["w"] @ params["w"].T) * params["b"]["c"] / (1 + sigma)
 
 
+@pytest.mark.parametrize("layout", [lambda stacked: stacked, unstack], ids=["stacked", "apart"])
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["plain", "compiled"])
-def test_switch_is_the_expert_that_owns_the_level(wrap) -> None:
+def test_switch_is_the_expert_that_owns_the_level(wrap: Callable, layout: Callable) -> None:
     stacked, x = some_experts(3), jax.random.normal(jax.random.key(2), (2, 3, 3, 5))
-    denoise = wrap(switch(denoise_of, stacked, PAPER))
+    denoise = wrap(switch(denoise_of, layout(stacked), PAPER))
     for sigma in np.concatenate([neighbours(cut) for cut in PAPER.cut_sigmas]):
         owner = take(stacked, int(PAPER.route(sigma)))
         np.testing.assert_array_equal(denoise(x, sigma), wrap(denoise_of(owner))(x, sigma))
@@ -195,5 +200,23 @@ def test_a_level_per_image_is_refused_where_experts_differ() -> None:
 
 
 def test_parameters_of_another_ensemble_are_refused() -> None:
-    with pytest.raises(ExpertError, match=r"parameters of \[2\] experts; expected 3"):
-        switch(denoise_of, some_experts(2), PAPER)
+    for params in (some_experts(2), unstack(some_experts(2))):
+        with pytest.raises(ExpertError, match="parameters of 2 experts; expected 3"):
+            switch(denoise_of, params, PAPER)
+
+
+def test_experts_apart_are_not_copied() -> None:
+    """The compiled loop needs no temporary memory for parameters; slices of a stack would be copied at each call."""
+    width = 512
+    stacked = {"w": jnp.ones((3, width, width))}
+
+    def wide(params: dict):
+        return lambda x, sigma: jnp.tanh(x @ params["w"])
+
+    def program(params: dict | tuple, x: jax.Array, sigmas: jax.Array) -> jax.Array:
+        denoise = switch(wide, params, PAPER)
+        return jax.lax.scan(lambda x, sigma: (denoise(x, sigma), None), x, sigmas)[0]
+
+    arguments = jnp.ones((1, 1, 1, width)), jnp.array([80.0, 1.0, 0.01])
+    compiled = jax.jit(program).lower(unstack(stacked), *arguments).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * width * width
