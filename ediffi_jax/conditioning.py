@@ -116,9 +116,7 @@ def drop(key: Array, cond: Conditioning, rates: DropRates = DropRates()) -> Cond
     """
     batch = cond.clip_image_mask.shape[0]
     keys = jax.random.split(key, len(ENCODERS))
-    kept = {
-        name: jax.random.uniform(keys[i], (batch,)) >= getattr(rates, name) for i, name in enumerate(ENCODERS)
-    }
+    kept = {name: jax.random.uniform(keys[i], (batch,)) >= getattr(rates, name) for i, name in enumerate(ENCODERS)}
     return _keep(cond, kept)
 
 

@@ -14,7 +14,7 @@ from absl import flags
 from ediffi_jax.errors import UserError
 from ._main import run
 
-INPUT = flags.DEFINE_string("input", None, "Pickled file, or a folder with one or with shards and their index.", required=True)
+INPUT = flags.DEFINE_string("input", None, "Pickled file, or a folder with one or with its shards.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to make; must not exist.", required=True)
 MAX_SHARD_GB = flags.DEFINE_float("max_shard_gb", 5.0, "Gigabytes (1e9 bytes) a file.")
 DTYPE = flags.DEFINE_string("dtype", "keep", "Store floating point as keep, float32, float16 or bfloat16.")

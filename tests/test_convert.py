@@ -85,7 +85,9 @@ def test_pickled_shards(source, weights, tmp_path):
 def test_old_formats_views_and_nested_dictionaries(tmp_path, nested):
     base = torch.arange(12.0)
     tensors = collections.OrderedDict(a=base[:6].view(2, 3), b=base.view(3, 4).T, c=torch.tensor(3))
-    torch.save({nested: tensors, "epoch": 3} if nested else tensors, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    torch.save(
+        {nested: tensors, "epoch": 3} if nested else tensors, tmp_path / "old.pth", _use_new_zipfile_serialization=False
+    )
     stored = load_file(convert(tmp_path / "old.pth", tmp_path / "out") / "model.safetensors")
     assert stored.keys() == tensors.keys()
     assert all(torch.equal(stored[name], tensors[name]) for name in tensors)
@@ -142,5 +144,9 @@ def test_the_verb(source, tmp_path):
     done = verb(f"--input={source}", f"--output={tmp_path / 'out'}")
     assert done.returncode == 0 and "GB of safetensors in" in done.stdout
     again = verb(f"--input={source}", f"--output={tmp_path / 'out'}")
-    assert again.returncode == 2 and again.stderr.strip().startswith("error: ") and len(again.stderr.strip().splitlines()) == 1
+    assert (
+        again.returncode == 2
+        and again.stderr.strip().startswith("error: ")
+        and len(again.stderr.strip().splitlines()) == 1
+    )
     assert "python -m launch.convert" in verb("--help").stdout

@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 
 
 def scale_up(model, factor):
-    """Random weights as large as trained ones, norms and biases too, so that nothing is checked at its initial 1 or 0."""
+    """Random weights as large as trained ones, norms and biases too: nothing is checked at its initial 1 or 0."""
     torch.manual_seed(1)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -34,32 +34,55 @@ def scale_up(model, factor):
 
 
 def t5_model(vocab_size, **kwargs):
-    sizes = {"d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 3, "num_heads": 2, "relative_attention_max_distance": 20}
+    sizes = {
+        "d_model": 24,
+        "d_kv": 8,
+        "d_ff": 40,
+        "num_layers": 3,
+        "num_heads": 2,
+        "relative_attention_max_distance": 20,
+    }
     config = transformers.T5Config(vocab_size=vocab_size, relative_attention_num_buckets=16, **sizes, **kwargs)
     torch.manual_seed(0)
     return scale_up(transformers.T5EncoderModel(config), 0.1)
 
 
 def text_config(vocab_size=600, eos=599, act="quick_gelu"):
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "projection_dim": 20}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "projection_dim": 20,
+    }
     ends = {"bos_token_id": vocab_size - 2, "eos_token_id": eos, "pad_token_id": 0}
-    return transformers.CLIPTextConfig(vocab_size=vocab_size, max_position_embeddings=16, hidden_act=act, **sizes, **ends)
+    return transformers.CLIPTextConfig(
+        vocab_size=vocab_size, max_position_embeddings=16, hidden_act=act, **sizes, **ends
+    )
 
 
 def vision_config(act="quick_gelu"):
-    sizes = {"hidden_size": 24, "intermediate_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3, "projection_dim": 20}
+    sizes = {
+        "hidden_size": 24,
+        "intermediate_size": 36,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "projection_dim": 20,
+    }
     return transformers.CLIPVisionConfig(image_size=16, patch_size=4, hidden_act=act, **sizes)
 
 
 def clip_model(act="quick_gelu", **text):
     torch.manual_seed(0)
     pair = {"text_config": text_config(act=act, **text), "vision_config": vision_config(act)}
-    model = transformers.CLIPModel(transformers.CLIPConfig(**{k: v.to_dict() for k, v in pair.items()}, projection_dim=20))
+    model = transformers.CLIPModel(
+        transformers.CLIPConfig(**{k: v.to_dict() for k, v in pair.items()}, projection_dim=20)
+    )
     return scale_up(model, 0.1)
 
 
 def clip_ids(vocab_size=600, filler=0):
-    """Start, words, end (the largest id), filler; a second end token in the last row to tell the pooling rules apart."""
+    """Start, words, end (the largest id), filler, in rows of three lengths."""
     ids = np.full((3, 12), filler, np.int32)
     for row, length in enumerate((4, 12, 7)):
         words = np.random.default_rng(row).integers(1, vocab_size - 2, length - 2)
@@ -90,7 +113,9 @@ def test_t5_agrees_with_transformers(tmp_path, kind):
     ids = np.random.default_rng(0).integers(3, 50, (3, 37)).astype(np.int32)
     mask = np.arange(37)[None] < np.array([[37], [20], [1]])
     with torch.no_grad():
-        expected = model(input_ids=torch.tensor(ids, dtype=torch.long), attention_mask=torch.tensor(mask)).last_hidden_state
+        expected = model(
+            input_ids=torch.tensor(ids, dtype=torch.long), attention_mask=torch.tensor(mask)
+        ).last_hidden_state
     actual = run(T5Encoder(config), params, ids, mask)
     np.testing.assert_allclose(actual, as_numpy(expected), **TOLERANCE)
 
@@ -121,7 +146,9 @@ def test_t5_bfloat16_is_finite_and_close_with_weights_that_overflow_half_precisi
     assert error < 0.05
 
 
-@pytest.mark.parametrize("act, eos, filler", [("quick_gelu", 2, 0), ("quick_gelu", 599, 599), ("gelu", 2, 599), ("gelu", 599, 0)])
+@pytest.mark.parametrize(
+    "act, eos, filler", [("quick_gelu", 2, 0), ("quick_gelu", 599, 599), ("gelu", 2, 599), ("gelu", 599, 0)]
+)
 def test_clip_agrees_with_transformers(tmp_path, act, eos, filler):
     model = clip_model(act, eos=eos)
     model.save_pretrained(tmp_path)
@@ -140,7 +167,9 @@ def test_clip_agrees_with_transformers(tmp_path, act, eos, filler):
     np.testing.assert_allclose(params["logit_scale"], model.logit_scale.item())
 
 
-@pytest.mark.parametrize("name", ["CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModel", "CLIPVisionModelWithProjection"])
+@pytest.mark.parametrize(
+    "name", ["CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModel", "CLIPVisionModelWithProjection"]
+)
 @pytest.mark.parametrize("prefix", [True, False])
 def test_single_towers_with_and_without_projection(tmp_path, name, prefix):
     torch.manual_seed(0)
@@ -218,13 +247,19 @@ def test_encode_agrees_with_transformers_end_to_end(folder, loaded):
     cond = loaded.encode(PROMPTS, images)
     t5 = transformers.T5EncoderModel.from_pretrained(folder / "t5").eval()
     clip = transformers.CLIPModel.from_pretrained(folder / "clip").eval()
-    t5_in = transformers.T5Tokenizer.from_pretrained(folder / "t5")(PROMPTS, padding="max_length", max_length=24, return_tensors="pt")
-    clip_in = transformers.CLIPTokenizer.from_pretrained(folder / "clip")(PROMPTS, padding="max_length", max_length=16, return_tensors="pt")
+    t5_in = transformers.T5Tokenizer.from_pretrained(folder / "t5")(
+        PROMPTS, padding="max_length", max_length=24, return_tensors="pt"
+    )
+    clip_in = transformers.CLIPTokenizer.from_pretrained(folder / "clip")(
+        PROMPTS, padding="max_length", max_length=16, return_tensors="pt"
+    )
     pixels = (images / 255.0 - np.array(loaded.mean)) / np.array(loaded.std)
     with torch.no_grad():
         t5_out = as_numpy(t5(**t5_in).last_hidden_state)
         text = clip.get_text_features(**clip_in)
-        image = as_numpy(clip.get_image_features(torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32)).pooler_output)
+        image = as_numpy(
+            clip.get_image_features(torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32)).pooler_output
+        )
     mask = t5_in["attention_mask"].numpy().astype(bool)
     np.testing.assert_array_equal(cond.t5_mask, mask)
     np.testing.assert_allclose(np.asarray(cond.t5)[mask], t5_out[mask], **TOLERANCE)
@@ -297,7 +332,12 @@ def test_diffusers_layout(folder, loaded, tmp_path, order):
         weights = shutil.copytree(folder / kind, tmp_path / name)
         settings = tmp_path / name.replace("text_encoder", "tokenizer")
         settings.mkdir()
-        for file in [*weights.glob("*token*"), *weights.glob("spiece*"), *weights.glob("vocab*"), *weights.glob("merges*")]:
+        for file in [
+            *weights.glob("*token*"),
+            *weights.glob("spiece*"),
+            *weights.glob("vocab*"),
+            *weights.glob("merges*"),
+        ]:
             file.rename(settings / file.name)
     assert encoders.load(tmp_path).fingerprint == loaded.fingerprint
 
@@ -374,7 +414,13 @@ def test_save_refuses_parameters_of_another_config(loaded, tmp_path):
 
 def test_initial_parameters_train_from_scratch():
     """The tiny encoders start from the modules' own initialisation."""
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "projection_dim": 6}
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "projection_dim": 6,
+    }
     text = ClipTextConfig(vocab_size=600, max_position_embeddings=12, bos_token_id=598, eos_token_id=599, **sizes)
     clip = Clip(ClipConfig(text=text, vision=ClipVisionConfig(image_size=8, patch_size=4, **sizes)))
 

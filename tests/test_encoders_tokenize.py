@@ -126,8 +126,8 @@ def test_special_tokens_of_other_folders_are_honoured(folder, tmp_path):
     copy = shutil.copytree(folder / "clip", tmp_path / "clip")
     (copy / "tokenizer_config.json").unlink()
     (copy / "special_tokens_map.json").write_text(
-        '{"pad_token": "!", "eos_token": {"content": "<|endoftext|>", "normalized": true, "lstrip": false, "rstrip": false,'
-        ' "single_word": false}}'
+        '{"pad_token": "!", "eos_token": {"content": "<|endoftext|>", "normalized": true, "lstrip": false,'
+        ' "rstrip": false, "single_word": false}}'
     )
     pair = load_clip_tokenizer(copy, 20), transformers.CLIPTokenizer.from_pretrained(copy, pad_token="!")
     assert pair[0].pad != pair[0].end
@@ -169,5 +169,5 @@ def test_damaged_clip_tokenizers(folder, tmp_path, damage, message):
 
 
 def test_encoders_import_neither_torch_nor_transformers():
-    code = "import sys, ediffi_jax.encoders; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'tensorflow')))"
+    code = "import sys, ediffi_jax.encoders; sys.exit(bool({'torch', 'transformers', 'tensorflow'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

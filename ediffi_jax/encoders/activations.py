@@ -1,6 +1,6 @@
 """Activations by the names Hugging Face configs use.
 
-    quick_gelu(x) = x sigmoid(1.702 x)          gelu_new = gelu by its tanh approximation
+quick_gelu(x) = x sigmoid(1.702 x)          gelu_new = gelu by its tanh approximation
 """
 
 from __future__ import annotations

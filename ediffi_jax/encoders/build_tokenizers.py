@@ -26,7 +26,12 @@ Word = tuple[str, ...]
 
 
 def build_t5(
-    captions: Iterable[str], folder: str | os.PathLike, *, vocab_size: int = 300, extra_ids: int = 20, max_tokens: int = 113
+    captions: Iterable[str],
+    folder: str | os.PathLike,
+    *,
+    vocab_size: int = 300,
+    extra_ids: int = 20,
+    max_tokens: int = 113,
 ) -> int:
     """Writes `spiece.model` and `tokenizer_config.json`.
 
@@ -62,7 +67,9 @@ def build_t5(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spiece.model").write_bytes(content)
     config = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "extra_ids": extra_ids}
-    _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer", "model_max_length": max_tokens, **config})
+    _write_json(
+        folder / "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer", "model_max_length": max_tokens, **config}
+    )
     pieces = sentencepiece.SentencePieceProcessor()
     pieces.LoadFromSerializedProto(content)
     return pieces.get_piece_size() + extra_ids
@@ -81,7 +88,9 @@ def _with_words(model: bytes, captions: Iterable[str], vocab_size: int) -> bytes
     normalizer = sentencepiece.SentencePieceNormalizer(model_proto=model)
     counts: collections.Counter[str] = collections.Counter()
     for caption in captions:
-        counts.update("\u2581" + word for word in re.findall(r"\w+", normalizer.normalize(caption).replace("\u2581", " ")))
+        counts.update(
+            "\u2581" + word for word in re.findall(r"\w+", normalizer.normalize(caption).replace("\u2581", " "))
+        )
     known = {piece.piece for piece in proto.pieces}
     for word, count in counts.most_common():
         if len(proto.pieces) < vocab_size and word not in known:
@@ -90,7 +99,9 @@ def _with_words(model: bytes, captions: Iterable[str], vocab_size: int) -> bytes
     return proto.SerializeToString(deterministic=True)
 
 
-def build_clip(captions: Iterable[str], folder: str | os.PathLike, *, max_merges: int = 1000, max_tokens: int = 77) -> int:
+def build_clip(
+    captions: Iterable[str], folder: str | os.PathLike, *, max_merges: int = 1000, max_tokens: int = 77
+) -> int:
     """Writes `vocab.json`, `merges.txt` and `tokenizer_config.json`.
 
     Args:
@@ -110,7 +121,9 @@ def build_clip(captions: Iterable[str], folder: str | os.PathLike, *, max_merges
     _write_json(folder / "vocab.json", {piece: i for i, piece in enumerate(pieces)})
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
     config = {"bos_token": START_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
-    _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer", "model_max_length": max_tokens, **config})
+    _write_json(
+        folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer", "model_max_length": max_tokens, **config}
+    )
     return len(pieces)
 
 

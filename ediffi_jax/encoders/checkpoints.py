@@ -63,7 +63,9 @@ def clip_names(path: Path_) -> tuple[str, ...]:
 
 def _ignored(name: str) -> bool:
     """Tensors of published files that no encoder needs."""
-    return name.startswith(("decoder.", "lm_head.")) or name.endswith("position_ids") or name in ("encoder.embed_tokens.weight", "logit_scale")
+    if name in ("encoder.embed_tokens.weight", "logit_scale"):  # a second name of the table; unused by one tower alone
+        return True
+    return name.startswith(("decoder.", "lm_head.")) or name.endswith("position_ids")
 
 
 def _from_torch(path: Path_, values: np.ndarray) -> np.ndarray:
@@ -149,8 +151,8 @@ def load_clip(folder: Path, dtype: Any = jnp.float32) -> tuple[ClipConfig, Param
     if kind not in kinds:
         raise EncoderError(f"{folder / 'config.json'}: model_type is {kind!r}{nearest(str(kind), kinds)}")
     stored = open_folder(folder)
-    has = {"text_projection": "text_projection.weight" in stored, "vision_projection": "visual_projection.weight" in stored}
-    config = _config(folder, lambda: ClipConfig.from_json(described, **has))
+    text, vision = (f"{name}_projection.weight" in stored for name in ("text", "visual"))
+    config = _config(folder, lambda: ClipConfig.from_json(described, text_projection=text, vision_projection=vision))
     params, used = _load(folder, stored, clip_shapes(config), clip_names, dtype)
     return config, params, used
 
@@ -171,9 +173,8 @@ def _load(
             raise EncoderError(f"{files}: tensor {names(path)[0]!r} is missing")
         expected = _to_torch(path, np.broadcast_to(np.float32(0), shape)).shape
         if tensor.shape != expected:
-            raise EncoderError(
-                f"{tensor.file}: tensor {tensor.name!r} has shape {list(tensor.shape)}, config.json makes it {list(expected)}"
-            )
+            shapes_differ = f"has shape {list(tensor.shape)}, config.json makes it {list(expected)}"
+            raise EncoderError(f"{tensor.file}: tensor {tensor.name!r} {shapes_differ}")
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise EncoderError(f"{tensor.file}: tensor {tensor.name!r} holds {tensor.dtype}, expected floating point")
         flat[path] = jnp.asarray(_from_torch(path, tensor.read()), _stored_dtype(path, dtype))
@@ -200,7 +201,8 @@ def save(params: Params, config: T5Config | ClipConfig, path: str | os.PathLike)
     names, shapes = (t5_names, t5_shapes(config)) if is_t5 else (clip_names, clip_shapes(config))
     flat = flax.traverse_util.flatten_dict(jax.device_get(params))
     for leaf in sorted(shapes.keys() ^ flat.keys()):
-        raise EncoderError(f"parameter {'/'.join(leaf)!r} is {'missing' if leaf in shapes else 'extra'} for this config")
+        fault = "missing" if leaf in shapes else "extra"
+        raise EncoderError(f"parameter {'/'.join(leaf)!r} is {fault} for this config")
     tensors = {}
     for leaf, shape in shapes.items():
         values = np.asarray(flat[leaf], np.float32)

@@ -66,7 +66,9 @@ class ClipConfig:
     vision_projection: bool = True
 
     @classmethod
-    def from_json(cls, config: Mapping[str, Any], *, text_projection: bool = True, vision_projection: bool = True) -> ClipConfig:
+    def from_json(
+        cls, config: Mapping[str, Any], *, text_projection: bool = True, vision_projection: bool = True
+    ) -> ClipConfig:
         """From config.json of a CLIPModel, a CLIPTextModel or a CLIPVisionModel, with or without projection.
 
         Args:
@@ -105,7 +107,7 @@ class ClipConfig:
 
 
 def _levels(cls: type, config: Mapping[str, Any], key: str) -> tuple[Mapping[str, Any], ...]:
-    """`text_config`, and over it the older `text_config_dict`, whose missing keys mean defaults, as transformers reads them."""
+    """`text_config`, and over it the older `text_config_dict`, whose missing keys transformers reads as defaults."""
     older = config.get(f"{key}_dict")
     newer = config.get(key) or {}
     return (newer,) if older is None else (newer, dataclasses.asdict(cls()), older)
@@ -119,6 +121,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, mask: Bool[Array, "q k"] | None) -> Tokens:
+        """[b, t, d] to [b, t, d] in `dtype`; `mask` says which key a query may see, None all."""
         width = x.shape[-1]
 
         def project(name: str) -> Array:
@@ -142,6 +145,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
+        """[b, t, d] to [b, t, d] in `dtype`."""
         y = activation(self.act)(nn.Dense(self.width, dtype=self.dtype, name="fc1")(x))
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(y)
 
@@ -158,6 +162,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, mask: Bool[Array, "q k"] | None) -> Tokens:
+        """Residual stream float32 [b, t, d] to the next; `mask` as for `Attention`."""
         c = self.config
         y = _norm(c.layer_norm_eps, "layer_norm1")(x)
         x = x + Attention(c.num_attention_heads, self.dtype, name="self_attn")(y, mask).astype(jnp.float32)
@@ -211,7 +216,8 @@ class VisionTower(nn.Module):
         """
         c = self.config
         patch = (c.patch_size, c.patch_size)
-        x = nn.Conv(c.hidden_size, patch, patch, padding="VALID", use_bias=False, dtype=self.dtype, name="patch_embedding")(images)
+        conv = {"padding": "VALID", "use_bias": False, "dtype": self.dtype}
+        x = nn.Conv(c.hidden_size, patch, patch, name="patch_embedding", **conv)(images)
         x = x.reshape(x.shape[0], -1, c.hidden_size).astype(jnp.float32)
         first = self.param("class_embedding", nn.initializers.normal(c.hidden_size**-0.5), (c.hidden_size,))
         first = jnp.broadcast_to(first.astype(jnp.float32), (x.shape[0], 1, c.hidden_size))
@@ -240,6 +246,7 @@ class Clip(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
+        """Makes the towers that the config has."""
         c = self.config
         if c.text is not None:
             self.text = TextTower(c.text, c.text_projection, self.dtype)
@@ -257,7 +264,9 @@ class Clip(nn.Module):
         """See `VisionTower`."""
         return self.vision(images)
 
-    def __call__(self, ids: Ids | None, images: Images | None) -> tuple[Vectors | None, Vectors | None, Float[Array, ""] | None]:
+    def __call__(
+        self, ids: Ids | None, images: Images | None
+    ) -> tuple[Vectors | None, Vectors | None, Float[Array, ""] | None]:
         """Pooled vectors of texts and of images, and exp(logit_scale), as contrastive training needs them."""
         pooled_text = None if ids is None else self.text(ids)[1]
         pooled_image = None if images is None else self.vision(images)[1]

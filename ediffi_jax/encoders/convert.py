@@ -49,7 +49,7 @@ def convert(
         `output`.
 
     Raises:
-        EncoderError: no torch, nothing to convert, a pickle that needs code or is damaged, or `output` cannot be written.
+        EncoderError: no torch, nothing to convert, a pickle that needs code or is damaged, `output` not writable.
     """
     if dtype not in _DTYPES:
         raise EncoderError(f"unknown dtype {dtype!r}{nearest(dtype, _DTYPES)}")
@@ -78,7 +78,7 @@ def _torch() -> ModuleType:
     try:
         import torch
     except ImportError as error:
-        raise EncoderError("converting needs PyTorch: pip install 'ediffi_jax[convert]' (the CPU build will do)") from error
+        raise EncoderError("converting needs PyTorch: pip install 'ediffi_jax[convert]'") from error
     return torch
 
 
@@ -113,7 +113,8 @@ def _open(torch: ModuleType, file: Path) -> dict[str, Any]:
         except (RuntimeError, ValueError):  # the format of before 2020 cannot be mapped
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise EncoderError(f"{file}: refused: the pickle holds more than tensors, and opening it could run a program") from error
+        reason = "the pickle holds more than tensors, and opening it could run a program"
+        raise EncoderError(f"{file}: refused: {reason}") from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise EncoderError(f"{file}: cannot be read as PyTorch weights ({reason})") from error

@@ -173,7 +173,8 @@ class Encoders:
         pieces = []
         for start in range(0, total, batch_size):
             rows = np.arange(start, start + min(batch_size, total))
-            batch = jax.tree.map(lambda x: x[np.minimum(rows, total - 1)], (tokens, pixels))  # noqa: B023 (used at once)
+            rows = np.minimum(rows, total - 1)
+            batch = jax.tree.map(lambda x: x[rows], (tokens, pixels))  # noqa: B023 (used at once)
             pieces.append(self._jitted(self.params, *batch))
         if not pieces:
             raise EncoderError("nothing to encode: expected prompts, pictures, or both")
@@ -258,7 +259,8 @@ def _check_ids(tokenizer: TextTokenizer, vocab_size: int, folder: Path) -> None:
 
 def _check_end(tokenizer: TextTokenizer, eos: int, folder: Path) -> None:
     if eos not in (2, tokenizer.end):
-        raise EncoderError(f"{folder / 'config.json'}: eos_token_id is {eos}, but the tokenizer ends with id {tokenizer.end}")
+        path = folder / "config.json"
+        raise EncoderError(f"{path}: eos_token_id is {eos}, but the tokenizer ends with id {tokenizer.end}")
 
 
 def _image_statistics(folder: Path) -> dict[str, tuple[float, ...]]:

@@ -89,7 +89,8 @@ def _stored(path: Path, name: str, entry: Any, data: int) -> StoredTensor:
     except (KeyError, TypeError, ValueError) as error:
         raise EncoderError(f"{path}: the header's entry of tensor {name!r} is damaged") from error
     if dtype is None:
-        raise EncoderError(f"{path}: tensor {name!r} is stored as {entry['dtype']}, expected one of {', '.join(_DTYPES)}")
+        known = ", ".join(_DTYPES)
+        raise EncoderError(f"{path}: tensor {name!r} is stored as {entry['dtype']}, expected one of {known}")
     needed = math.prod(shape) * dtype.itemsize
     if begin < 0 or end - begin != needed:
         raise EncoderError(f"{path}: tensor {name!r} has {end - begin} bytes, its shape {list(shape)} needs {needed}")
@@ -119,7 +120,8 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     tensors = [_stored(path, name, entry, 8 + length) for name, entry in header.items()]
     for tensor in sorted(tensors, key=lambda tensor: tensor.end):  # so that the first one lost is named
         if tensor.end > size:
-            raise EncoderError(f"{path}: the file is cut off: tensor {tensor.name!r} ends at byte {tensor.end}, the file at {size}")
+            ends = f"tensor {tensor.name!r} ends at byte {tensor.end}, the file at {size}"
+            raise EncoderError(f"{path}: the file is cut off: {ends}")
     return {tensor.name: tensor for tensor in tensors}
 
 
@@ -140,7 +142,8 @@ def open_folder(folder: Path) -> dict[str, StoredTensor]:
         names = ", ".join(file.name for file in others)
         raise EncoderError(f"{folder}: expected {SINGLE} or {INDEX}, found {len(others)} files: {names}")
     if any(file for pattern in _PICKLED for file in folder.glob(pattern)):
-        raise EncoderError(f"{folder}: the weights are pickled; first run: python -m launch.convert --input={folder} --output=DIR")
+        command = f"python -m launch.convert --input={folder} --output=DIR"
+        raise EncoderError(f"{folder}: the weights are pickled; first run: {command}")
     raise EncoderError(f"{folder}: no weights; expected {SINGLE} or {INDEX}")
 
 
@@ -151,5 +154,6 @@ def _open_shards(index: Path) -> dict[str, StoredTensor]:
     shards = {file: open_safetensors(index.parent / file) for file in sorted(set(placed.values()))}
     for name, file in placed.items():
         if name not in shards[file]:
-            raise EncoderError(f"{index.parent / file}: tensor {name!r} is missing, though {index.name} places it there")
+            path = index.parent / file
+            raise EncoderError(f"{path}: tensor {name!r} is missing, though {index.name} places it there")
     return {name: shards[file][name] for name, file in placed.items()}

@@ -1,6 +1,6 @@
 """T5 encoder (Raffel et al. 2020; v1.1 with gated GELU), the text encoder with the most binding in eDiff-I.
 
-    x <- x + W_o softmax(Q K^T + b) V,   Q, K, V from RMS(x)          b = bias of the bucket of j - i, shared by all layers
+    x <- x + W_o softmax(Q K^T + b) V,   Q, K, V from RMS(x)     b = bias of the bucket of j - i, shared by all layers
     x <- x + W_2 (act(W_1 RMS(x)))       or  W_2 (act(W_10 RMS(x)) * W_11 RMS(x))
 
 No 1/sqrt(d) (it is folded into T5's weights) and no biases. Published T5 weights overflow half
@@ -62,13 +62,16 @@ class T5Config:
         return "gelu_new" if self.feed_forward_proj == "gated-gelu" else self.feed_forward_proj.split("-")[-1]
 
 
-def relative_position_bucket(distance: Int[np.ndarray, "..."], num_buckets: int, max_distance: int) -> Int[np.ndarray, "..."]:
-    """Bucket of key position minus query position: half of them for each sign, exact up to num_buckets/4, then logarithmic."""
+def relative_position_bucket(
+    distance: Int[np.ndarray, "..."], num_buckets: int, max_distance: int
+) -> Int[np.ndarray, "..."]:
+    """Bucket of key position minus query position: half for each sign, exact up to num_buckets/4, then logarithmic."""
     half = num_buckets // 2
     exact = half // 2
     magnitude = np.abs(distance)
     # float32 as in the original: the edges between logarithmic buckets are where rounding decides.
-    ratio = np.log(np.maximum(magnitude, 1).astype(np.float32) / np.float32(exact)) / np.float32(math.log(max_distance / exact))
+    ratio = np.log(np.maximum(magnitude, 1).astype(np.float32) / np.float32(exact))
+    ratio /= np.float32(math.log(max_distance / exact))
     far = np.minimum(exact + (ratio * np.float32(half - exact)).astype(np.int64), half - 1)
     return np.where(distance > 0, half, 0) + np.where(magnitude < exact, magnitude, far)
 
@@ -81,6 +84,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Normalises the last axis."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + self.epsilon)
@@ -95,12 +99,13 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, bias: Float[Array, "b heads q k"]) -> Tokens:
+        """[b, t, d_model] to the same in `dtype`; `bias` is added to the logits."""
         c = self.config
         heads = (*x.shape[:2], c.num_heads, c.d_kv)
 
         def project(name: str, std: float) -> Array:
-            init = nn.initializers.normal(std)
-            return nn.Dense(c.num_heads * c.d_kv, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)(x).reshape(heads)
+            settings = {"use_bias": False, "dtype": self.dtype, "kernel_init": nn.initializers.normal(std)}
+            return nn.Dense(c.num_heads * c.d_kv, name=name, **settings)(x).reshape(heads)
 
         q, k = project("q", (c.d_model * c.d_kv) ** -0.5), project("k", c.d_model**-0.5)
         v = project("v", c.d_model**-0.5)
@@ -119,6 +124,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
+        """[b, t, d_model] in `dtype` to the same in float32."""
         c = self.config
         act = activation(c.act)
 
@@ -141,6 +147,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, bias: Float[Array, "b heads q k"]) -> Tokens:
+        """Residual stream float32 [b, t, d_model] to the next."""
         epsilon = self.config.layer_norm_epsilon
         y = RMSNorm(epsilon, self.dtype, name="attention_norm")(x)
         x = x + SelfAttention(self.config, self.dtype, name="attention")(y, bias).astype(jnp.float32)
@@ -161,7 +168,7 @@ class T5Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Ids, mask: TokenMask) -> Tokens:
-        """Last hidden state [b, t, d_model] float32 of ids int32 [b, t]; keys where `mask` is False are not attended to."""
+        """Last hidden state [b, t, d_model] float32 of ids int32 [b, t]; no token attends where `mask` is False."""
         c = self.config
         table = self.param("embedding", nn.initializers.normal(1.0), (c.vocab_size, c.d_model))
         x = jnp.take(table, ids, axis=0).astype(jnp.float32)

@@ -116,7 +116,8 @@ def _added(token: str | Mapping[str, Any]) -> AddedToken:
 
 def _settings(folder: Path, names: Sequence[str]) -> tuple[dict[str, Any], tuple[Path, ...]]:
     """tokenizer_config.json over special_tokens_map.json, and the files that make up the tokenizer."""
-    found = tuple(folder / n for n in (*names, "tokenizer_config.json", "special_tokens_map.json") if (folder / n).is_file())
+    names = (*names, "tokenizer_config.json", "special_tokens_map.json")
+    found = tuple(folder / name for name in names if (folder / name).is_file())
     settings = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
     return {name: value for name, value in settings.items() if value is not None}, found
 
