@@ -46,6 +46,21 @@ def build_t5(
         Number of ids, sentinels included: the `vocab_size` of the encoder.
     """
     captions = list(captions)
+    content = _with_words(_train_pieces(captions, vocab_size), captions, vocab_size)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spiece.model").write_bytes(content)
+    config = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "extra_ids": extra_ids}
+    _write_json(
+        folder / "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer", "model_max_length": max_tokens, **config}
+    )
+    pieces = sentencepiece.SentencePieceProcessor()
+    pieces.LoadFromSerializedProto(content)
+    return pieces.get_piece_size() + extra_ids
+
+
+def _train_pieces(captions: Iterable[str], vocab_size: int) -> bytes:
+    """A unigram model of the pieces that words share, with T5's first three ids."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(captions),
@@ -62,17 +77,7 @@ def build_t5(
         num_threads=1,  # the same corpus gives the same file
         minloglevel=2,
     )
-    content = _with_words(model.getvalue(), captions, vocab_size)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "spiece.model").write_bytes(content)
-    config = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "extra_ids": extra_ids}
-    _write_json(
-        folder / "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer", "model_max_length": max_tokens, **config}
-    )
-    pieces = sentencepiece.SentencePieceProcessor()
-    pieces.LoadFromSerializedProto(content)
-    return pieces.get_piece_size() + extra_ids
+    return model.getvalue()
 
 
 def _with_words(model: bytes, captions: Iterable[str], vocab_size: int) -> bytes:
