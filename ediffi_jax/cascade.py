@@ -160,6 +160,7 @@ class Cascade:
             specs=tuple(stage.spec for stage in self.stages),
             params=tuple(jax.tree.map(np.asarray, stage.params) for stage in self.stages),
             encoders=self.encoders_folder,
+            encoders_fingerprint=self.encoders.fingerprint,
             trained=self.trained,
         )
 
@@ -225,6 +226,11 @@ def from_release(
         ReleaseError: parameters that do not fit their networks.
     """
     coded = encoders.load(found.encoders)
+    if found.encoders_fingerprint not in ("", coded.fingerprint):
+        raise release.ReleaseError(
+            f"{folder} was trained with encoders {found.encoders_fingerprint}; those in {found.encoders} are"
+            f" {coded.fingerprint}"
+        )
     for spec, params in zip(found.specs, found.params, strict=True):
         release.check_params(release.flatten(params), spec, coded.spec, f"{folder} ({spec.file or spec.name})")
     dtype = compilation.compute_dtype(compute_dtype)

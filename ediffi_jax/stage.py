@@ -48,7 +48,7 @@ class Stage:
 
     Attributes:
         spec: what the stage is.
-        params: float32 parameters, leaves [E, ...] with the expert axis first.
+        params: float32 parameters, leaves [E, ...] with the expert axis first; host arrays stay on the host.
         compute_dtype: "float32" or "bfloat16", of the network's inner arithmetic.
         devices: the batch is divided over these, and parameters are on each; empty leaves everything
             where it is, which is what a stage inside somebody else's compiled function wants.
@@ -59,13 +59,15 @@ class Stage:
     compute_dtype: str = "float32"
     devices: tuple[jax.Device, ...] = ()
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "params", self._place(self.params))
-
     @functools.cached_property
     def network(self) -> nn.Module:
         """The network that all experts share."""
         return models.build({**self.spec.model, "dtype": self.compute_dtype})
+
+    @functools.cached_property
+    def _experts(self) -> tuple[PyTree, ...]:
+        """Each expert's parameters by themselves, on the devices: a slice of the stack would be copied at each use."""
+        return tuple(self._place(one) for one in experts.unstack(self.params))
 
     @functools.cached_property
     def ensemble(self) -> experts.Ensemble:
@@ -99,7 +101,7 @@ class Stage:
         """
         inputs = self._inputs(conditioning, null, guidance, low_res, aug_level)
         guided = not isinstance(guidance, (int, float)) or guidance != 0.0
-        return self._denoise(self.params, inputs, guided=guided, threshold=threshold, interval=interval)
+        return self._denoise(self._experts, inputs, guided=guided, threshold=threshold, interval=interval)
 
     def sample(
         self,
@@ -133,7 +135,7 @@ class Stage:
         single = callback is not None or bool(self.devices) and keys.shape[0] % len(self.devices) != 0
         rows = PartitionSpec("batch")
         x = self._program(
-            self._place(self.params, single),
+            self._place(self._experts, single),
             {name: self._place(value, single, PartitionSpec() if name == "weight" else rows) for name, value in inputs.items()},
             self._place(keys, single, rows),
             noise_grid(settings),
@@ -191,7 +193,7 @@ class Stage:
 
             def expert(expert_params: PyTree) -> DenoiseFn:
                 def network(x: Array, c_noise: Array) -> Array:
-                    return self.network.apply({"params": expert_params}, x, c_noise, cond, **extra)
+                    return self._apply(expert_params, x, c_noise, cond, extra)
 
                 return precondition(network, self.spec.sigma_data)
 
@@ -204,6 +206,15 @@ class Stage:
             null = (inputs["null"], images)
             denoise = guidance.classifier_free(denoise_of, given, null, inputs["weight"], span)
         return denoise if threshold is None else THRESHOLDS[threshold](denoise)
+
+    @functools.cached_property
+    def _apply(self) -> Callable[..., Array]:
+        """The network as a function of its own, so that it is traced once and not once per expert."""
+
+        def apply(params: PyTree, x: Array, c_noise: Array, cond: Conditioning, extra: Mapping[str, Array]) -> Array:
+            return self.network.apply({"params": params}, x, c_noise, cond, **extra)
+
+        return jax.jit(apply)
 
     @functools.cached_property
     def _program(self) -> Callable[..., Array]:

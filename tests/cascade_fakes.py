@@ -55,9 +55,13 @@ def make_encoders(folder: Path, seed: int = 0) -> Path:
         vision=ClipVisionConfig(image_size=16, patch_size=8, **sizes),
     )
     ids = np.zeros((1, 4), np.int32)
-    key = jax.random.key(seed)
-    t5_params = T5Encoder(t5, np.float32).init(key, ids, ids == 0)["params"]
-    clip_params = Clip(clip).init(key, ids, np.zeros((1, 16, 16, 3), np.float32))["params"]
+    rng = np.random.default_rng(seed)
+    init_t5 = jax.eval_shape(T5Encoder(t5, np.float32).init, jax.random.key(0), ids, ids == 0)
+    init_clip = jax.eval_shape(Clip(clip).init, jax.random.key(0), ids, np.zeros((1, 16, 16, 3), np.float32))
+    t5_params, clip_params = (
+        jax.tree.map(lambda leaf: rng.normal(0.3, 1.0, leaf.shape).astype(np.float32), shapes["params"])
+        for shapes in (init_t5, init_clip)
+    )
     checkpoints.save(t5_params, t5, folder / "t5")
     checkpoints.save(clip_params, clip, folder / "clip")
     return folder
@@ -71,7 +75,7 @@ def random_params(spec: StageSpec, encoders_folder: Path, seed: int) -> dict[str
     for name, shape in shapes.items():
         fan_in = max(1, int(np.prod(shape[1:-1])))
         offset = 1.0 if name.endswith("scale") else 0.0
-        flat[name] = (offset + rng.standard_normal(shape) / np.sqrt(fan_in)).astype(np.float32)
+        flat[name] = (offset + 0.5 * rng.standard_normal(shape) / np.sqrt(fan_in)).astype(np.float32)
     return release.unflatten(flat)
 
 

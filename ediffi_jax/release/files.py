@@ -28,7 +28,7 @@ from ediffi_jax.release.spec import FORMAT, ReleaseError, StageSpec
 
 CASCADE_FILE = "cascade.json"
 ENCODERS_FOLDER = "encoders"
-_KEYS = ("format", "stages", "encoders", "versions", "trained")
+_KEYS = ("format", "stages", "encoders", "encoders_fingerprint", "versions", "trained")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,7 @@ class Release:
         specs: the stages, lowest resolution first.
         params: for each stage its nested float32 host arrays, leaves [E, ...].
         encoders: folder of the encoders.
+        encoders_fingerprint: what theirs must be, where they lie outside the release; "" is not checked.
         versions: of the packages that wrote it.
         trained: where it came from, free-form: steps and images per stage, data, seed.
     """
@@ -46,6 +47,7 @@ class Release:
     specs: tuple[StageSpec, ...]
     params: tuple[Mapping[str, Any], ...]
     encoders: Path
+    encoders_fingerprint: str = ""
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     trained: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -80,6 +82,7 @@ def read_release(path: str | os.PathLike) -> Release:
         specs=specs,
         params=tuple(unflatten(read_tensors(folder / (spec.file or f"{spec.name}.safetensors"))) for spec in specs),
         encoders=_encoders_folder(folder, described.get("encoders", ENCODERS_FOLDER)),
+        encoders_fingerprint=described.get("encoders_fingerprint", ""),
         versions=described.get("versions", {}),
         trained=described.get("trained", {}),
     )
@@ -132,15 +135,17 @@ def write_release(
     try:
         for spec, tensors in zip(specs, stages, strict=True):
             safetensors.numpy.save_file(tensors, str(partial / spec.file), {"stage": spec.name, "weights": "ema"})
+            (partial / spec.file).chmod(0o644)  # safetensors and mkdtemp write for their owner alone
         described = {
             "format": FORMAT,
             "stages": [spec.to_json() for spec in specs],
             "encoders": _place_encoders(release.encoders, partial, out, copy_encoders),
+            "encoders_fingerprint": "" if copy_encoders else release.encoders_fingerprint,
             "versions": package_versions(),
             "trained": dict(release.trained),
         }
         (partial / CASCADE_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        partial.chmod(0o755)  # mkdtemp makes folders for their owner alone
+        partial.chmod(0o755)
         os.replace(partial, out)
     except OSError as error:
         raise ReleaseError(f"cannot write {out}: {error.strerror or error}") from error

@@ -127,7 +127,9 @@ def _run(workdir: Path, position: Mapping[str, Any], ema: Mapping[str, Any]) -> 
 
 
 def _encoders_folder(name_or_path: str) -> Path:
-    """The folder that `config.encoders` means: a folder, else a bundled name."""
+    """The folder that `config.encoders` means: a folder, else a bundled name. Raises ReleaseError for none."""
+    if not name_or_path:
+        raise ReleaseError("the run was trained without encoders (config.encoders is empty); a cascade needs them")
     path = Path(name_or_path).expanduser()
     return path if path.is_dir() else Path(encoders.bundled(name_or_path))
 
@@ -171,6 +173,7 @@ def release_of_runs(stages: Mapping[str, Sequence[Run]], encoders_folder: str | 
         specs=tuple(spec for spec, _ in stacked),
         params=tuple(params for _, params in stacked),
         encoders=Path(encoders_folder or runs[0].encoders),
+        encoders_fingerprint=runs[0].fingerprint,
         trained={name: [dict(run.trained) for run in group] for name, group in stages.items()},
     )
 
