@@ -91,8 +91,8 @@ class DataConfig:
         if self.name == "scenes":
             return sources.open_scenes(self.dir, split, self.source_resolution, self.num_scenes, prepare)
         if "/" not in self.name and not self.name.startswith("."):
-            choices = ("scenes", "synthetic")
-            raise LoaderError(f"unknown data {self.name!r}{errors.nearest(self.name, choices)} or the folder of a TFDS data set")
+            choices = errors.nearest(self.name, ("scenes", "synthetic"))
+            raise LoaderError(f"unknown data {self.name!r}{choices}, or the path of a TFDS data set's folder")
         return sources.open_tfds(self.name, split)
 
 
@@ -169,9 +169,8 @@ class SyntheticAssembler:
     def __call__(self, start: int) -> tuple[Batch, list[str]]:
         rng = np.random.default_rng((self.seed, start, self.layout.process_index))
         shapes = self.sizes.shapes().items()
-        batch = {
-            name: rng.integers(256, size=(*self.layout.shape, *shape), dtype=np.uint8) for name, shape in shapes
-        }
+        lead = self.layout.shape
+        batch = {name: rng.integers(256, size=(*lead, *shape), dtype=np.uint8) for name, shape in shapes}
         rows = self.layout.shape[0] * self.layout.shape[1]
         return batch, [f"picture number {number}" for number in rng.integers(1000, size=rows)]
 

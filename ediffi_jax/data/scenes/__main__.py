@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="example: python -m ediffi_jax.data.scenes --out=sheet.png --resolution=16 --columns=9",
     )
     parser.add_argument("--out", required=True, help="PNG file to write")
-    parser.add_argument("--resolution", type=int, default=256, help="at which the scenes are drawn, pixels (default 256)")
+    parser.add_argument("--resolution", type=int, default=256, help="drawn at, pixels (default 256)")
     parser.add_argument("--columns", type=int, default=9, help="scenes per style (default 9)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other scenes (default 0)")
     flags = parser.parse_args(arguments)

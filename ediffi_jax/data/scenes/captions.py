@@ -3,7 +3,7 @@
 A phrasing is a template of words and slots. A slot is a letter for the object (A is ``objects[0]``)
 behind a sign for what is said of it:
 
-    {aA} "a small red circle"      {tA} "the circle", or "the red circle" if the shape does not tell it apart
+    {aA} "a small red circle"      {tA} "the circle", or "the red circle" if another has its shape
     {sA} "circle" or "red circle"  {cA} "red"      {nA} "three red circles"
 
 Each word that a slot yields belongs to its object: that is the ground truth of attribute binding,
@@ -113,7 +113,9 @@ def _slot(scene: Scene, sign: str, index: int) -> list[str]:
         short = full
     if sign == "n":
         number = sum(o.look == thing.look for o in scene.objects)
-        return [v.COUNTS[number], *full[:-1], v.plural(thing.shape)] if number > 1 else [article(full[0]), *full]
+        if number > 1:
+            return [v.COUNTS[number], *full[:-1], v.plural(thing.shape)]
+        sign = "a"
     return {"a": [article(full[0]), *full], "t": ["the", *short], "s": short, "c": [thing.colour]}[sign]
 
 
@@ -155,13 +157,20 @@ def place(thing: Object) -> str:
     return f"at the {level} {side}".strip()
 
 
+# Behind each phrasing, what joins the object's place to it.
+SINGLE = (
+    ("{aA}", ""),
+    ("there is {aA}", ""),
+    ("a picture of {aA}", ""),
+    ("one shape , {aA}", ","),
+    ("{aA} . {tA} is {cA}", "and"),
+)
+
+
 def _single_template(scene: Scene, rng: Rng | None) -> str:
     spot = place(scene.objects[0])
-    forms = ["{aA}", "there is {aA}", "a picture of {aA}", "one shape , {aA}", "{aA} . {tA} is {cA}"]
-    form = forms[0 if rng is None else int(rng.integers(len(forms)))]
-    return f"{form} {spot}" if spot and form[0] != "o" and "." not in form else (
-        f"{form} , {spot}" if spot and "." not in form else f"{form} and {spot}" if spot else form
-    )
+    form, joint = SINGLE[0 if rng is None else int(rng.integers(len(SINGLE)))]
+    return f"{form} {joint} {spot}" if spot else form
 
 
 def _join(parts: list[str]) -> str:
