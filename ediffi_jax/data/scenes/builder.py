@@ -18,6 +18,7 @@ import dataclasses
 import io
 import multiprocessing
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +34,8 @@ from ediffi_jax.data.scenes import vocabulary as v
 SPLITS = ("train", "validation", "heldout")
 CHUNK = 128  # scenes per task of a process
 WORTH_PROCESSES = 4000  # starting processes takes seconds; fewer scenes are drawn in this one
+
+LEFTOVER_AGE = 6 * 3600  # seconds
 
 Record = dict[str, Any]
 
@@ -158,6 +161,13 @@ def location(dir: str | os.PathLike[str], config: ScenesConfig) -> epath.Path:
     return epath.Path(dir) / "scenes" / config.name / str(Scenes.VERSION)
 
 
+def _sweep(parent: epath.Path) -> None:
+    """Removes what killed runs left hours ago; younger ones may be another process at work."""
+    for leftover in parent.glob("*.incomplete*"):
+        if leftover.stat().mtime < time.time() - LEFTOVER_AGE:
+            leftover.rmtree(missing_ok=True)
+
+
 def prepare(dir: str | os.PathLike[str], config: ScenesConfig) -> epath.Path:
     """Writes the data set unless it is there already.
 
@@ -178,6 +188,7 @@ def prepare(dir: str | os.PathLike[str], config: ScenesConfig) -> epath.Path:
     if (path / "dataset_info.json").exists():
         return path
     try:
+        _sweep(path.parent)
         builder = Scenes(data_dir=os.fspath(dir), config=config, file_format="array_record")
         tfds.disable_progress_bar()  # the generator shows its own, with a rate and the time left
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of a download; there is none

@@ -1,0 +1,238 @@
+"""The loader: order, shards and restarts against plain arithmetic, views against numpy box averages."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from ediffi_jax.data import loader, sources, views
+from ediffi_jax.data.loader import LoaderError, make_loader
+from ediffi_jax.data.scenes.builder import ScenesConfig, prepare
+
+NUMBER = 60
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data")
+    prepare(path, ScenesConfig(resolution=64, num_scenes=NUMBER))
+    return path
+
+
+@dataclasses.dataclass
+class Tokens:
+    t5_ids: np.ndarray
+    t5_mask: np.ndarray
+    clip_ids: np.ndarray
+    clip_mask: np.ndarray
+
+
+class Letters:
+    """A tokenizer whose ids are letters: captions can be read back."""
+
+    def tokenize(self, prompts):
+        ids = np.zeros((len(prompts), 250), np.int32)
+        for row, prompt in zip(ids, prompts):
+            row[: len(prompt)] = [ord(letter) for letter in prompt]
+        return Tokens(ids, ids > 0, ids[:, :20], ids[:, :20] > 0)
+
+
+def text(ids):
+    return "".join(chr(i) for i in ids if i)
+
+
+def make(folder, experts=1, batch=4, split="train", seed=0, tokenizer=None, index=0, count=1, **config):
+    data = {"name": "scenes", "dir": str(folder), "resolution": 64, "num_scenes": NUMBER, "clip_resolution": 0, **config}
+    return make_loader(
+        data,
+        split=split,
+        seed=seed,
+        num_experts=experts,
+        batch_size=batch,
+        tokenizer=tokenizer,
+        process_index=index,
+        process_count=count,
+    )
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def flat(batches):
+    """All images of batches in the global order."""
+    return [image.tobytes() for batch in batches for expert in batch["image"] for image in expert]
+
+
+def test_keys_shapes_and_types(folder):
+    batch = make(folder, experts=3, resolution=32, low_resolution=8, clip_resolution=16, tokenizer=Letters()).batch(0)
+    shapes = {key: value.shape for key, value in batch.items()}
+    assert shapes == {
+        "image": (3, 4, 32, 32, 3),
+        "low_res": (3, 4, 8, 8, 3),
+        "clip_pixels": (3, 4, 16, 16, 3),
+        "t5_ids": (3, 4, 250),
+        "t5_mask": (3, 4, 250),
+        "clip_ids": (3, 4, 20),
+        "clip_mask": (3, 4, 20),
+    }
+    assert all(batch[key].dtype == np.uint8 for key in ("image", "low_res", "clip_pixels"))
+    assert batch["t5_ids"].dtype == np.int32 and batch["clip_mask"].dtype == bool
+
+
+def test_iterating_is_the_batches_at_the_positions(folder):
+    data = make(folder, experts=2, tokenizer=Letters())
+    for k, batch in enumerate(itertools.islice(data.iterate(5), 20)):
+        assert same(batch, data.batch(5 + 8 * k))
+
+
+def test_an_epoch_is_a_permutation_and_the_next_another(folder):
+    data = make(folder, batch=NUMBER, resolution=16)
+    first, second = (flat([data.batch(start)]) for start in (0, NUMBER))
+    assert sorted(first) == sorted(second) and len(set(first)) == NUMBER
+    assert first != second
+    assert flat([make(folder, batch=NUMBER, resolution=16, seed=1).batch(0)]) != first
+
+
+def test_the_order_does_not_depend_on_batch_experts_or_restarts(folder):
+    whole = flat([make(folder, batch=48, resolution=16).batch(0)])
+    experts = make(folder, experts=3, batch=4, resolution=16)
+    assert flat(itertools.islice(experts.iterate(0), 4)) == whole
+    resumed = make(folder, experts=2, batch=6, resolution=16)
+    assert flat(itertools.islice(resumed.iterate(24), 2)) == whole[24:]
+
+
+def test_processes_share_a_batch_out(folder):
+    whole = make(folder, experts=2, batch=6, tokenizer=Letters()).batch(24)
+    parts = [make(folder, experts=2, batch=6, tokenizer=Letters(), index=i, count=3).batch(24) for i in range(3)]
+    joined = {key: np.concatenate([part[key] for part in parts], axis=1) for key in whole}
+    assert same(whole, joined)
+
+
+def test_worker_processes_change_nothing(folder):
+    here, there = (make(folder, workers=workers, tokenizer=Letters()) for workers in (0, 2))
+    for a, b in itertools.islice(zip(here.iterate(8), there.iterate(8)), 5):
+        assert same(a, b)
+
+
+def test_captions_are_phrased_anew_each_epoch_in_training_only(folder):
+    data = make(folder, batch=NUMBER, tokenizer=Letters())
+    by_image = {}
+    for start in (0, NUMBER):
+        batch = data.batch(start)
+        for image, ids in zip(batch["image"][0], batch["t5_ids"][0]):
+            by_image.setdefault(image.tobytes(), set()).add(text(ids))
+    assert np.mean([len(texts) for texts in by_image.values()]) > 1.7
+    assert [text(ids) for ids in data.batch(0)["t5_ids"][0]] == data.captions(0)
+    held = make(folder, batch=16, split="validation", tokenizer=Letters())
+    assert same(held.batch(0), held.batch(16))
+
+
+def test_heldout_and_validation_are_other_pictures(folder):
+    train = set(flat([make(folder, batch=NUMBER).batch(0)]))
+    for split in ("validation", "heldout", "test"):
+        held = flat([make(folder, batch=16, split=split).batch(0)])
+        assert len(set(held)) == 16 and not train & set(held)
+    assert flat([make(folder, split="test").batch(0)]) == flat([make(folder, split="validation").batch(0)])
+
+
+def box(picture, factor):
+    h, w, _ = picture.shape
+    return picture.reshape(h // factor, factor, w // factor, factor, 3).astype(float).mean((1, 3))
+
+
+def test_views_are_box_averages(folder):
+    full = make(folder).batch(0)["image"]
+    batch = make(folder, resolution=32, low_resolution=8, clip_resolution=16).batch(0)
+    for b in range(4):
+        for key, factor in (("image", 2), ("clip_pixels", 4)):
+            assert np.abs(batch[key][0, b] - box(full[0, b], factor)).max() <= 0.51
+        assert np.abs(batch["low_res"][0, b] - box(batch["image"][0, b], 4)).max() <= 0.51
+
+
+def test_crops_of_both_resolutions_show_the_same_part(folder):
+    full = make(folder, batch=20).batch(0)["image"][0]
+    batch = make(folder, batch=20, low_resolution=16, crop=32).batch(0)
+    assert batch["image"].shape[2:] == (32, 32, 3) and batch["low_res"].shape[2:] == (8, 8, 3)
+    corners = set()
+    for whole, image, low in zip(full, batch["image"][0], batch["low_res"][0]):
+        assert np.abs(low - box(image, 4)).max() <= 0.51
+        found = [(y, x) for y in range(0, 33, 4) for x in range(0, 33, 4) if (whole[y : y + 32, x : x + 32] == image).all()]
+        assert found
+        corners.add(found[0])
+    assert len(corners) > 5
+    assert not np.array_equal(
+        make(folder, batch=20, crop=32).batch(0)["image"], make(folder, batch=20, crop=32, seed=1).batch(0)["image"]
+    )
+
+
+def test_synthetic_needs_no_files():
+    config = {"name": "synthetic", "resolution": 256, "low_resolution": 64, "crop": 64, "clip_resolution": 32}
+    data = make_loader(config, split="train", seed=0, num_experts=2, batch_size=3, tokenizer=Letters())
+    batch = next(data.iterate(12))
+    assert batch["image"].shape == (2, 3, 64, 64, 3) and batch["low_res"].shape == (2, 3, 16, 16, 3)
+    assert batch["clip_pixels"].shape == (2, 3, 32, 32, 3) and batch["t5_ids"].shape == (2, 3, 250)
+    assert same(batch, data.batch(12)) and not same(batch, data.batch(18))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"name": "scene"}, "unknown data 'scene'; did you mean 'scenes'"),
+        ({"name": "./nowhere"}, "no prepared data set in './nowhere'"),
+        ({"resolutoin": 16}, "unknown key data.resolutoin; did you mean 'resolution'"),
+        ({"resolution": 48}, "resolution 48 does not divide source_resolution 64"),
+        ({"low_resolution": 24}, "low_resolution 24 does not divide resolution 64"),
+        ({"low_resolution": 16, "crop": 30}, "crop 30 must be"),
+        ({"crop": 128}, "crop 128 must be"),
+        ({"split": "trian"}, "no split 'trian'; did you mean 'train'"),
+        ({"batch": 5, "count": 2}, "batch_size 5 is not a multiple"),
+        ({"experts": 0}, "at least one expert"),
+    ],
+)
+def test_mistakes_are_named(folder, config, message):
+    with pytest.raises(LoaderError, match=message):
+        make(folder, **config)
+
+
+def test_several_processes_do_not_prepare(tmp_path):
+    with pytest.raises(LoaderError, match="not prepared"):
+        make(tmp_path, index=0, count=2)
+
+
+def test_negative_positions_are_refused(folder):
+    with pytest.raises(LoaderError, match="0 or more"):
+        make(folder).iterate(-1)
+
+
+def test_a_tfds_folder_by_path_and_pictures_of_other_sizes(folder):
+    path = folder / "scenes" / f"64-{NUMBER}" / "1.0.0"
+    by_name, by_path = make(folder), make(folder, name=str(path))
+    assert same(by_name.batch(0), by_path.batch(0))
+    with pytest.raises(LoaderError, match="64x64 pixels; source_resolution is 128"):
+        make(folder, name=str(path), source_resolution=128).batch(0)
+    sizes = views.Views(source=32, resolution=32)
+    tall = np.zeros((96, 64, 3), np.uint8)
+    tall[16:80] = 200  # the centre square
+    assert (sizes.fit(tall) == 200).all()
+
+
+def test_damaged_pictures_are_named():
+    with pytest.raises(LoaderError, match="not a readable PNG or JPEG"):
+        views.decode(b"\x89PNG no")
+
+
+def test_records_without_a_scene_keep_their_caption():
+    record = sources.Record(encoded=b"", caption="a photo of a cat")
+    assert record.rephrased(np.random.default_rng(0)) == "a photo of a cat"
+
+
+def test_layout_positions_cover_the_batch_once():
+    for experts, batch, count in itertools.product((1, 3), (4, 8), (1, 2, 4)):
+        layouts = [
+            loader.Layout(num_experts=experts, batch_size=batch, process_index=i, process_count=count)
+            for i in range(count)
+        ]
+        positions = [p for layout in layouts for p in layout.positions(100)]
+        assert sorted(positions) == list(range(100, 100 + experts * batch))
