@@ -94,14 +94,14 @@ def test_a_killed_process_leaves_no_data_set(tmp_path):
         time.sleep(0.1)
     process.kill()
     process.wait()
-    assert list(tmp_path.glob("scenes/*/*"))  # it had begun
+    assert list(tmp_path.glob("scenes/*/incomplete.*"))  # it had begun
     assert not builder.location(tmp_path, config).exists()
 
 
 def test_old_leftovers_are_removed_and_fresh_ones_kept(tmp_path):
     config = ScenesConfig(resolution=16, num_scenes=8)
     parent = Path(builder.location(tmp_path, config)).parent
-    old, fresh = parent / "1.0.0.incompleteOLD", parent / "1.0.0.incompleteNEW"
+    old, fresh = parent / "incomplete.OLD_1.0.0", parent / "incomplete.NEW_1.0.0"
     for leftover in (old, fresh):
         leftover.mkdir(parents=True)
     day_ago = time.time() - 86400

@@ -41,7 +41,9 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, numbers: Sequence[int]) -> list[Record]: ...
+    def read(self, numbers: Sequence[int]) -> list[Record]:
+        """The records of these numbers, in this order."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,7 @@ class TfdsSource:
         return {"folder": self.folder, "split": self.split}
 
     def read(self, numbers: Sequence[int]) -> list[Record]:
+        """The records of these numbers, in this order."""
         rows = self._data.__getitems__([int(number) for number in numbers])
         return [
             Record(

@@ -73,6 +73,7 @@ class ScenesConfig(tfds.core.BuilderConfig):
         self.name = self.name or f"{self.resolution}-{self.num_scenes}{held}{seed}"
 
     def size(self, split: str) -> int:
+        """Number of records of a split."""
         return self.num_scenes if split == "train" else self.num_held
 
 
@@ -163,7 +164,7 @@ def location(dir: str | os.PathLike[str], config: ScenesConfig) -> epath.Path:
 
 def _sweep(parent: epath.Path) -> None:
     """Removes what killed runs left hours ago; younger ones may be another process at work."""
-    for leftover in parent.glob("*.incomplete*"):
+    for leftover in parent.glob("incomplete.*"):
         if leftover.stat().mtime < time.time() - LEFTOVER_AGE:
             leftover.rmtree(missing_ok=True)
 

@@ -79,6 +79,7 @@ def paint(canvas: Canvas, where: Window, colour: np.ndarray, alpha: Plane) -> No
 
 
 def rgb(thing: Object) -> np.ndarray:
+    """An object's colour, float32 [3]."""
     return np.array(v.COLOURS[thing.colour], np.float32)
 
 

@@ -40,6 +40,7 @@ class Object:
 
     @property
     def binding(self) -> Binding:
+        """(colour, shape), what a caption must not mix up."""
         return self.colour, self.shape
 
     @property

@@ -1,7 +1,7 @@
 """Signed distances of the shapes: negative inside, positive outside, 0 on the contour.
 
 Every shape fills the box [-1, 1]² (the longer side exactly), centred on its bounding box. Distances
-are Euclidean (exact for all but the cusps of the heart), so a contour is anti-aliased at any resolution by
+are Euclidean (but for the inner corners of unions and cuts), so a contour is anti-aliased at any resolution by
 ``coverage = clip(1/2 - distance · pixels_per_unit, 0, 1)``.
 """
 
@@ -21,23 +21,28 @@ SQUARE_HALF = 0.94
 
 
 def circle(x: Plane, y: Plane) -> Plane:
+    """A disc of radius 1."""
     return np.hypot(x, y) - 1
 
 
 def box(x: Plane, y: Plane, half_x: float, half_y: float) -> Plane:
+    """An upright rectangle around the origin."""
     qx, qy = np.abs(x) - half_x, np.abs(y) - half_y
     return np.hypot(np.maximum(qx, 0), np.maximum(qy, 0)) + np.minimum(np.maximum(qx, qy), 0)
 
 
 def square(x: Plane, y: Plane) -> Plane:
+    """A little smaller than its box, so that its area is nearer to the others'."""
     return box(x, y, SQUARE_HALF, SQUARE_HALF)
 
 
 def cross(x: Plane, y: Plane) -> Plane:
+    """Two bars; the distance near the four inner corners is inexact, as of any union."""
     return np.minimum(box(x, y, 1, CROSS_ARM), box(x, y, CROSS_ARM, 1))
 
 
 def ring(x: Plane, y: Plane) -> Plane:
+    """A disc with a concentric hole."""
     return np.abs(np.hypot(x, y) - (1 + RING_HOLE) / 2) - (1 - RING_HOLE) / 2
 
 

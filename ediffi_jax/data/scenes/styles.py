@@ -39,6 +39,7 @@ def outline(scene: Scene, resolution: int) -> r.Canvas:
 
 
 def pastel(scene: Scene, resolution: int) -> r.Canvas:
+    """The flat picture, about half of it white."""
     canvas = r.flat(scene, resolution)
     return canvas + 0.52 * (255 - canvas)
 

@@ -1,0 +1,98 @@
+"""Which images make a batch, and the batch made of them: pure functions of (seed, position).
+
+The batch at position p with E experts of B images takes positions p .. p + E·B - 1, expert by expert;
+process i of P takes the i-th of P equal parts of each expert's B.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import grain.python as grain
+import numpy as np
+
+from ediffi_jax.data import sources, views
+from ediffi_jax.data.views import LoaderError, Views
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Which positions of the global order are in which place of a batch.
+
+    Attributes:
+        num_experts: E.
+        batch_size: B, per expert, over all processes.
+        process_index, process_count: which equal part of B is ours.
+    """
+
+    num_experts: int
+    batch_size: int
+    process_index: int = 0
+    process_count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_experts < 1 or self.batch_size < 1:
+            raise LoaderError(f"need at least one expert and image, got {self.num_experts} and {self.batch_size}")
+        if self.batch_size % self.process_count:
+            raise LoaderError(f"batch_size {self.batch_size} is not a multiple of the {self.process_count} processes")
+
+    @property
+    def images(self) -> int:
+        """Images that all processes together take per batch."""
+        return self.num_experts * self.batch_size
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(E, B / P): the leading axes of our arrays."""
+        return self.num_experts, self.batch_size // self.process_count
+
+    def positions(self, start: int) -> list[int]:
+        """Ours in the batch at `start`, expert by expert."""
+        experts, rows = self.shape
+        first = start + self.process_index * rows
+        return [first + e * self.batch_size + b for e in range(experts) for b in range(rows)]
+
+
+class RecordAssembler:
+    """Batches from records; `__call__` is pure and may run in several threads or processes."""
+
+    def __init__(self, source: sources.Source, sizes: Views, layout: Layout, seed: int, training: bool) -> None:
+        self.source, self.sizes, self.layout = source, sizes, layout
+        self.seed, self.training = seed, training
+        order = grain.MapDataset.range(len(source))
+        self.order = (order.seed(seed).shuffle() if training else order).repeat(None)
+
+    def __call__(self, start: int) -> tuple[Batch, list[str]]:
+        """The arrays [E, b, ...] at position `start` and their captions, expert by expert."""
+        positions = self.layout.positions(start)
+        records = self.source.read([self.order[position] for position in positions])
+        arrays = {name: np.empty((len(positions), *shape), np.uint8) for name, shape in self.sizes.shapes().items()}
+        captions = []
+        for row, (position, record) in enumerate(zip(positions, records, strict=True)):
+            rng = np.random.default_rng((self.seed, position))
+            captions.append(record.rephrased(rng) if self.training else record.caption)
+            picture = self.sizes.fit(views.decode(record.encoded))
+            for name, view in self.sizes.cut(picture, rng).items():
+                arrays[name][row] = view
+        shape = self.layout.shape
+        return {name: array.reshape(*shape, *array.shape[1:]) for name, array in arrays.items()}, captions
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticAssembler:
+    """Random pictures of the right shapes, without files: for measuring and for tests."""
+
+    sizes: Views
+    layout: Layout
+    seed: int
+
+    def __call__(self, start: int) -> tuple[Batch, list[str]]:
+        """The arrays [E, b, ...] at position `start` and their captions, expert by expert."""
+        rng = np.random.default_rng((self.seed, start, self.layout.process_index))
+        shapes = self.sizes.shapes().items()
+        lead = self.layout.shape
+        batch = {name: rng.integers(256, size=(*lead, *shape), dtype=np.uint8) for name, shape in shapes}
+        rows = self.layout.shape[0] * self.layout.shape[1]
+        return batch, [f"picture number {number}" for number in rng.integers(1000, size=rows)]
