@@ -49,7 +49,7 @@ def num_heads(channels: int, head_channels: int) -> int:
     if channels <= head_channels:
         return 1
     if channels % head_channels:
-        raise ModelError(f"head_channels={head_channels} does not divide the {channels} channels of a level with attention")
+        raise ModelError(f"head_channels={head_channels} does not divide the {channels} channels of an attention level")
     return channels // head_channels
 
 
@@ -61,7 +61,7 @@ def attend(
     bias: Float[Array, "b q k"] | None = None,
     weight: PerImage | None = None,
 ) -> Heads:
-    """softmax((Q K^T + weight * max(Q K^T) * bias) / sqrt(d)) V, the max of each image over heads, queries and real keys.
+    """softmax((Q K^T + weight max(Q K^T) bias) / sqrt(d)) V; the max is each image's, over heads, queries, real keys.
 
     Args:
         query: [b, q, heads, d].

@@ -122,7 +122,8 @@ class EfficientUNet(nn.Module):
         check_attention("cross_attention_resolutions", self.cross_attention_resolutions, self.resolution, levels)
         check_input(x, levels)
         if (low_res is not None) != self.low_res:
-            raise ModelError(f"efficient_unet has low_res={self.low_res} but was given low_res of {type(low_res).__name__}")
+            given = "one" if low_res is not None else "none"
+            raise ModelError(f"efficient_unet has low_res={self.low_res}; of low-resolution pictures it was given {given}")
 
     def _levels(self) -> list[tuple[int, int, bool, bool]]:
         """(channels, blocks, self-attention, cross-attention) of each level, finest first."""

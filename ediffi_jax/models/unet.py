@@ -84,9 +84,8 @@ class UNet(nn.Module):
         """
         self._check(x, low_res)
         embed_width = self.embed_width or 4 * self.channels
-        emb, context = Conditioner(self.channels, embed_width, self.context_width, dtype=self.dtype, name="conditioner")(
-            c_noise, cond, None
-        )
+        conditioner = Conditioner(self.channels, embed_width, self.context_width, dtype=self.dtype, name="conditioner")
+        emb, context = conditioner(c_noise, cond, None)
         h = conv(self.channels, "conv_in", dtype=self.dtype)(x.astype(self.dtype))
         h, skips = self._down(h, emb, context, paint, train)
         width = self.channels * self.channel_mults[-1]
