@@ -123,7 +123,7 @@ class EfficientUNet(nn.Module):
         check_input(x, levels)
         if (low_res is not None) != self.low_res:
             given = "one" if low_res is not None else "none"
-            raise ModelError(f"efficient_unet has low_res={self.low_res}; of low-resolution pictures it was given {given}")
+            raise ModelError(f"efficient_unet has low_res={self.low_res}; low-resolution pictures: given {given}")
 
     def _levels(self) -> list[tuple[int, int, bool, bool]]:
         """(channels, blocks, self-attention, cross-attention) of each level, finest first."""
