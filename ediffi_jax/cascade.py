@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 from tqdm.auto import tqdm
@@ -120,7 +119,9 @@ class Cascade:
             sampler=sampler, steps=steps, batch_size=batch_size,
         )  # fmt: skip
         batches = list(self.run(request, callback=callback, progress=progress))
-        images = {stage.spec.name: np.concatenate([b.images[stage.spec.name] for b in batches]) for stage in self.stages}
+        images = {
+            stage.spec.name: np.concatenate([b.images[stage.spec.name] for b in batches]) for stage in self.stages
+        }
         return images if return_stages else images[self.stages[-1].spec.name]
 
     def request(self, prompts: str | Sequence[str], **wishes: Any) -> Request:
@@ -218,7 +219,11 @@ def load(
 
 
 def from_release(
-    found: Release, folder: str | os.PathLike, *, compute_dtype: str = "auto", devices: Sequence[jax.Device] | None = None
+    found: Release,
+    folder: str | os.PathLike,
+    *,
+    compute_dtype: str = "auto",
+    devices: Sequence[jax.Device] | None = None,
 ) -> Cascade:
     """Brings a release that was read or built to life; arguments as in `load`.
 
@@ -262,4 +267,5 @@ def _chain_message(stage: Stage, before: int) -> str:
             f"{spec.name!r} is a super-resolution stage from {spec.low_resolution}x{spec.low_resolution} and needs a"
             f" base; put them together: python -m launch.export --workdirs=base=DIR,{spec.name}=DIR --out=DIR"
         )
-    return f"stage {spec.name!r} starts from {spec.low_resolution}x{spec.low_resolution}; the stage before it makes {before}x{before}"
+    needed = f"{spec.low_resolution}x{spec.low_resolution}"
+    return f"stage {spec.name!r} starts from {needed}; the stage before it makes {before}x{before}"

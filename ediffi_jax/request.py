@@ -167,9 +167,7 @@ def _weight(value: Any) -> float:
     return weight
 
 
-def _negative(
-    negative: str | Sequence[str] | None, prompts: int, stages: Mapping[str, SamplerSpec]
-) -> tuple[str, ...]:
+def _negative(negative: str | Sequence[str] | None, prompts: int, stages: Mapping[str, SamplerSpec]) -> tuple[str, ...]:
     if negative is None:
         return ()
     texts = _texts(negative, "negative")

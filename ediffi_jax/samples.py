@@ -86,7 +86,9 @@ def write_samples(out: str | os.PathLike, cascade: Cascade, request: Request, st
             prompt = index // request.num
             file = f"{index:04d}.png"
             write_png(folder / file, image)
-            lines.append({"file": file, "index": index, "prompt": request.prompts[prompt], "seed": request.seed, **common})
+            lines.append(
+                {"file": file, "index": index, "prompt": request.prompts[prompt], "seed": request.seed, **common}
+            )
             if len(shown) < SHEET_LIMIT:
                 shown.append(image)
     finally:

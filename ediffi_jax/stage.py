@@ -133,11 +133,12 @@ class Stage:
         inputs = self._inputs(conditioning, null if guided else None, settings.guidance, low_res, aug_level)
         self._listeners[:] = [] if callback is None else [callback]
         single = callback is not None or bool(self.devices) and keys.shape[0] % len(self.devices) != 0
-        rows = PartitionSpec("batch")
+        weight = inputs.pop("weight")
         x = self._program(
             self._place(self._experts, single),
-            {name: self._place(value, single, PartitionSpec() if name == "weight" else rows) for name, value in inputs.items()},
-            self._place(keys, single, rows),
+            self._place(weight, single),
+            self._place(inputs, single, PartitionSpec("batch")),
+            self._place(keys, single, PartitionSpec("batch")),
             noise_grid(settings),
             sampler=samplers.get(settings.name),
             guided=guided,
@@ -220,8 +221,11 @@ class Stage:
     def _program(self) -> Callable[..., Array]:
         """The whole sampling loop as one compiled program. Parameters are arguments, never constants."""
 
-        def run(params: PyTree, inputs: dict, keys: Array, sigmas: Array, *, sampler: Any, observed: bool, **how: Any):
-            size = self.spec.resolution
+        def run(
+            params: PyTree, weight: Array, rows: Mapping[str, Any], keys: Array, sigmas: Array,
+            *, sampler: samplers.Sampler, observed: bool, **how: Any,
+        ) -> Array:  # fmt: skip
+            size, inputs = self.spec.resolution, {**rows, "weight": weight}
             if inputs["low_res"] is not None:
                 noisy = add_noise(inputs["low_res"], _fold(keys, LOW_RES_NOISE), inputs["aug_level"])
                 inputs = {**inputs, "low_res": noisy}

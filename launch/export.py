@@ -15,6 +15,7 @@ from __future__ import annotations
 from absl import flags
 
 from ediffi_jax.errors import UserError
+
 from ._main import run
 
 WORKDIRS = flags.DEFINE_list("workdirs", None, "stage=DIR[,DIR...],stage=DIR...", required=True)

@@ -18,6 +18,7 @@ from __future__ import annotations
 from absl import flags
 
 from ediffi_jax.errors import UserError
+
 from ._main import run
 
 CASCADE = flags.DEFINE_string("cascade", "scenes", "Bundled name, release folder, or training workdir.")

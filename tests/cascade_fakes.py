@@ -45,12 +45,24 @@ SR = StageSpec(
 def make_encoders(folder: Path, seed: int = 0) -> Path:
     """Random T5 and CLIP of a few channels, in the layout of real ones."""
     t5_ids = build_tokenizers.build_t5(CAPTIONS, folder / "t5", vocab_size=60, max_tokens=16)
-    t5 = T5Config(vocab_size=t5_ids, d_model=12, d_kv=6, d_ff=16, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu")
+    t5 = T5Config(
+        vocab_size=t5_ids, d_model=12, d_kv=6, d_ff=16, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"
+    )
     clip_ids = build_tokenizers.build_clip(CAPTIONS, folder / "clip", max_tokens=16)
-    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 8}
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "projection_dim": 8,
+    }
     clip = ClipConfig(
         text=ClipTextConfig(
-            vocab_size=clip_ids, max_position_embeddings=16, bos_token_id=clip_ids - 2, eos_token_id=clip_ids - 1, **sizes
+            vocab_size=clip_ids,
+            max_position_embeddings=16,
+            bos_token_id=clip_ids - 2,
+            eos_token_id=clip_ids - 1,
+            **sizes,
         ),
         vision=ClipVisionConfig(image_size=16, patch_size=8, **sizes),
     )

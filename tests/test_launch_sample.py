@@ -50,7 +50,13 @@ def folder(root: Path, made: release.Release) -> Path:
 def out(root: Path, folder: Path) -> Path:
     """Samples of two prompts from a file, three images each."""
     (root / "prompts.txt").write_text(f"{PROMPTS[0]}\n\n  {PROMPTS[1]}  \n")
-    flags = [f"--cascade={folder}", f"--prompts_file={root / 'prompts.txt'}", "--num=3", "--seed=5", "--guidance=base=2.5"]
+    flags = [
+        f"--cascade={folder}",
+        f"--prompts_file={root / 'prompts.txt'}",
+        "--num=3",
+        "--seed=5",
+        "--guidance=base=2.5",
+    ]
     done = verb("sample", *flags, "--steps=sr16=1", f"--out={root / 'deep' / 'out'}", cache=root / "cache")
     assert done.returncode == 0, done.stderr
     assert "6 pictures in" in done.stdout
@@ -80,7 +86,9 @@ def test_a_line_says_what_its_image_depends_on(out: Path, folder: Path) -> None:
     assert len(line["cascade"]["fingerprint"]) == 16
 
 
-def test_another_process_makes_every_image_again_bit_for_bit_from_the_record(out: Path, folder: Path, root: Path) -> None:
+def test_another_process_makes_every_image_again_bit_for_bit_from_the_record(
+    out: Path, folder: Path, root: Path
+) -> None:
     code = (
         "import json, sys, numpy as np, ediffi_jax as ed\n"
         "from PIL import Image\n"
@@ -94,7 +102,11 @@ def test_another_process_makes_every_image_again_bit_for_bit_from_the_record(out
         "    assert np.array_equal(images[line['index']], np.asarray(Image.open(out + '/' + line['file']))), line\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(folder), str(out)], env=environment(root / "cache"), capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, str(folder), str(out)],
+        env=environment(root / "cache"),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
@@ -131,7 +143,9 @@ def test_help_teaches(root: Path) -> None:
     assert "D_c + w (D_c - D_0)" in verb("sample", "--help", cache=root / "cache").stdout
 
 
-def test_export_stacks_runs_and_samples_like_the_original(made: release.Release, folder: Path, root: Path, out: Path) -> None:
+def test_export_stacks_runs_and_samples_like_the_original(
+    made: release.Release, folder: Path, root: Path, out: Path
+) -> None:
     base, sr = made.specs
     for expert in range(3):
         write_workdir(root / f"run{expert}", base, made.params[0], made.encoders, expert=expert)
@@ -165,12 +179,20 @@ def test_interrupted_sampling_leaves_the_finished_images_with_their_record(tmp_p
         patch.setattr(type(loaded), "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             samples.write_samples(tmp_path, loaded, request)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0000.png", "0001.png", "contact_sheet.png", "samples.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "0000.png",
+        "0001.png",
+        "contact_sheet.png",
+        "samples.jsonl",
+    ]
     assert len(samples.read_records(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(("text", "kind", "expected"), [
-    ("2", float, 2.0), ("base=2,sr=0.5", float, {"base": 2.0, "sr": 0.5}), (None, int, None), ("sr=heun", str, {"sr": "heun"}),
+    ("2", float, 2.0),
+    ("base=2,sr=0.5", float, {"base": 2.0, "sr": 0.5}),
+    (None, int, None),
+    ("sr=heun", str, {"sr": "heun"}),
 ])  # fmt: skip
 def test_values_per_stage_are_parsed(text: str | None, kind: type, expected: object) -> None:
     assert samples.per_stage(text, kind, "x") == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import shutil
@@ -52,7 +53,12 @@ def test_a_release_reads_back_bit_for_bit(made: Release, written: Path) -> None:
     assert [spec.to_json() | {"file": ""} for spec in read.specs] == [spec.to_json() for spec in made.specs]
     assert all(equal(a, b) for a, b in zip(read.params, made.params, strict=True))
     assert read.trained == made.trained and read.versions["ediffi_jax"]
-    assert sorted(path.name for path in written.iterdir()) == ["base.safetensors", "cascade.json", "encoders", "sr16.safetensors"]
+    assert sorted(path.name for path in written.iterdir()) == [
+        "base.safetensors",
+        "cascade.json",
+        "encoders",
+        "sr16.safetensors",
+    ]
     assert str(made.encoders.parent) not in (written / "cascade.json").read_text()
 
 
@@ -63,7 +69,9 @@ def test_a_stage_goes_through_json_unchanged() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16)])
-def test_half_precision_rounds_once_and_halves_the_file(made: Release, written: Path, tmp_path: Path, dtype: str, kind: type) -> None:
+def test_half_precision_rounds_once_and_halves_the_file(
+    made: Release, written: Path, tmp_path: Path, dtype: str, kind: type
+) -> None:
     half = release.write_release(tmp_path / "half", made, dtype=dtype)
     read = release.read_release(half)
     for name, value in release.flatten(read.params[0]).items():
@@ -75,7 +83,9 @@ def test_half_precision_rounds_once_and_halves_the_file(made: Release, written: 
 def test_weights_that_half_precision_cannot_hold_are_refused(made: Release, tmp_path: Path) -> None:
     huge = jax.tree.map(lambda leaf: leaf * 1e6, made.params[0])
     with pytest.raises(ReleaseError, match="is not finite as float16"):
-        release.write_release(tmp_path / "out", Release(specs=made.specs[:1], params=(huge,), encoders=made.encoders), dtype="float16")
+        release.write_release(
+            tmp_path / "out", Release(specs=made.specs[:1], params=(huge,), encoders=made.encoders), dtype="float16"
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -89,7 +99,9 @@ def test_a_loaded_cascade_keeps_its_fingerprint_however_it_is_stored(written: Pa
     assert half.fingerprint != loaded.fingerprint
 
 
-def test_bundled_encoders_are_referred_to_by_name(made: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundled_encoders_are_referred_to_by_name(
+    made: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundled = tmp_path / "releases" / "tiny"
     shutil.copytree(made.encoders, bundled / "encoders")
     monkeypatch.setattr(release.places, "RELEASES", tmp_path / "releases")
@@ -156,7 +168,10 @@ DAMAGES = {
     "later format": (edit_json(lambda d: d.update(format=2)), "has format 2; this ediffi_jax .* reads format 1"),
     "no format": (edit_json(lambda d: d.pop("format")), "has format None"),
     "unknown key": (edit_json(lambda d: d.update(stagez=1)), "unknown key 'stagez'; did you mean 'stages'"),
-    "unknown stage key": (edit_json(lambda d: d["stages"][0].update(cutz=[])), "stage 0 has the unknown key 'cutz'; did you mean 'cuts'"),
+    "unknown stage key": (
+        edit_json(lambda d: d["stages"][0].update(cutz=[])),
+        "stage 0 has the unknown key 'cutz'; did you mean 'cuts'",
+    ),
     "missing stage key": (edit_json(lambda d: d["stages"][1].pop("resolution")), "stage 1 lacks the key 'resolution'"),
     "unknown sampler key": (edit_json(lambda d: d["stages"][0]["sampler"].update(step=1)), "did you mean 'steps'"),
     "no stages": (edit_json(lambda d: d.update(stages=[])), "describes no stages"),
@@ -164,16 +179,25 @@ DAMAGES = {
     "bad model": (edit_json(lambda d: d["stages"][0]["model"].update(name="unett")), "did you mean 'unet'"),
     "no model": (edit_json(lambda d: d["stages"][0].update(model=3)), "model is 3"),
     "no encoders": (lambda f: shutil.rmtree(f / "encoders"), "names it as the encoders"),
-    "unknown bundled encoders": (edit_json(lambda d: d.update(encoders="bundled:scenez")), "unknown bundled encoders 'scenez'"),
+    "unknown bundled encoders": (
+        edit_json(lambda d: d.update(encoders="bundled:scenez")),
+        "unknown bundled encoders 'scenez'",
+    ),
     "no JSON": (lambda f: (f / "cascade.json").write_text("{"), "cascade.json is unreadable"),
     "no dictionary": (lambda f: (f / "cascade.json").write_text("[]"), "holds list"),
     "missing file": (lambda f: (f / "sr16.safetensors").unlink(), "sr16.safetensors does not exist"),
     "cut in the tensors": (cut(0.6), "is truncated or no safetensors"),
     "cut in the header": (cut(0.01), "is truncated or no safetensors"),
     "empty file": (cut(0.0), "is truncated or no safetensors"),
-    "pickle": (lambda f: (f / "base.safetensors").write_bytes(pickle.dumps({"a": 1})), "is truncated or no safetensors"),
+    "pickle": (
+        lambda f: (f / "base.safetensors").write_bytes(pickle.dumps({"a": 1})),
+        "is truncated or no safetensors",
+    ),
     "missing tensor": (edit_tensors(lambda t: t.pop("conv_out/bias")), "lacks tensor 'conv_out/bias' of stage 'base'"),
-    "extra tensor": (edit_tensors(lambda t: t.update({"b": np.zeros(3), "a/c": np.zeros(3)})), "holds tensor 'a/c' and 1 more unknown"),
+    "extra tensor": (
+        edit_tensors(lambda t: t.update({"b": np.zeros(3), "a/c": np.zeros(3)})),
+        "holds tensor 'a/c' and 1 more unknown",
+    ),
     "misshapen tensor": (
         edit_tensors(lambda t: t.update({"conv_out/bias": np.zeros((3, 4), np.float32)})),
         r"'conv_out/bias' has shape \(3, 4\); expected \(3, 3\) for 3 experts",
@@ -217,7 +241,9 @@ def test_unknown_names_name_the_nearest(monkeypatch: pytest.MonkeyPatch, written
 # Training workdirs.
 
 
-def write_workdir(workdir: Path, spec: StageSpec, params: dict, encoders: Path, *, step: int = 3, expert: int = -1) -> Path:
+def write_workdir(
+    workdir: Path, spec: StageSpec, params: dict, encoders: Path, *, step: int = 3, expert: int = -1
+) -> Path:
     """A workdir as launch.train leaves it, with `params` as the EMA and other parameters."""
     config = training_config.default()
     config.stage = spec.name
@@ -250,11 +276,21 @@ def workdirs(made: Release, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         for spec, params in zip(made.specs, made.params, strict=True)
     }
     for expert in range(3):
-        found[f"expert{expert}"] = write_workdir(root / f"expert{expert}", made.specs[0], made.params[0], made.encoders, expert=expert)
+        found[f"expert{expert}"] = write_workdir(
+            root / f"expert{expert}", made.specs[0], made.params[0], made.encoders, expert=expert
+        )
     return found
 
 
-def test_the_state_of_a_run_comes_out_of_its_export_bit_for_bit(made: Release, workdirs: dict[str, Path], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def one_expert_runs(workdirs: dict[str, Path]) -> list[release.Run]:
+    """Three runs of the base, each of one expert, lowest noise first."""
+    return [release.read_workdir(workdirs[f"expert{expert}"]) for expert in range(3)]
+
+
+def test_the_state_of_a_run_comes_out_of_its_export_bit_for_bit(
+    made: Release, workdirs: dict[str, Path], tmp_path: Path
+) -> None:
     runs = {name: [release.read_workdir(workdirs[name])] for name in ("sr16", "base")}
     out = release.write_release(tmp_path / "out", release.release_of_runs(runs))
     read = release.read_release(out)
@@ -289,9 +325,10 @@ def test_a_super_resolution_workdir_alone_asks_for_its_base(workdirs: dict[str, 
         cascade.load(workdirs["sr16"])
 
 
-def test_runs_of_one_expert_each_are_stacked_in_the_order_of_their_noise(made: Release, workdirs: dict[str, Path]) -> None:
-    runs = [release.read_workdir(workdirs[f"expert{i}"]) for i in (2, 0, 1)]
-    spec, params = release.stack_runs("base", runs)
+def test_runs_of_one_expert_each_are_stacked_in_the_order_of_their_noise(
+    made: Release, one_expert_runs: list[release.Run]
+) -> None:
+    spec, params = release.stack_runs("base", [one_expert_runs[expert] for expert in (2, 0, 1)])
     assert spec.cuts == made.specs[0].cuts
     assert equal(params, made.params[0])
 
@@ -302,19 +339,22 @@ def test_runs_of_one_expert_each_are_stacked_in_the_order_of_their_noise(made: R
     ((1, 2), "a gap of quantiles between 0 and 0.25"),
     ((0, 1, 1, 2), "an overlap of quantiles between 0.25 and 0.75"),
 ])  # fmt: skip
-def test_gaps_and_overlaps_are_refused(workdirs: dict[str, Path], experts: tuple[int, ...], message: str) -> None:
-    runs = [release.read_workdir(workdirs[f"expert{i}"]) for i in experts]
+def test_gaps_and_overlaps_are_refused(
+    one_expert_runs: list[release.Run], experts: tuple[int, ...], message: str
+) -> None:
     with pytest.raises(ReleaseError, match=message):
-        release.release_of_runs({"base": runs})
+        release.release_of_runs({"base": [one_expert_runs[expert] for expert in experts]})
 
 
-def test_runs_of_another_network_are_not_stacked(made: Release, workdirs: dict[str, Path], tmp_path: Path) -> None:
-    other = fakes.with_stage(made.specs[0], model={**made.specs[0].model, "context_width": 8})
-    params = fakes.random_params(other, made.encoders, 9)
-    strange = release.read_workdir(write_workdir(tmp_path / "other", other, params, made.encoders, expert=1))
-    runs = [release.read_workdir(workdirs["expert0"]), strange, release.read_workdir(workdirs["expert2"])]
-    with pytest.raises(ReleaseError, match="differ in model"):
-        release.stack_runs("base", runs)
+def test_runs_of_another_network_are_not_stacked(one_expert_runs: list[release.Run]) -> None:
+    low, middle, high = one_expert_runs
+    for change in ({"model": {**middle.spec.model, "context_width": 8}}, {"sigma_data": 1.0}, {"noise": {"mean": 0}}):
+        strange = dataclasses.replace(middle, spec=fakes.with_stage(middle.spec, **change))
+        with pytest.raises(ReleaseError, match=f"differ in {next(iter(change))}"):
+            release.stack_runs("base", [low, strange, high])
+    elsewhere = dataclasses.replace(middle, fingerprint="0" * 16)
+    with pytest.raises(ReleaseError, match="different encoders"):
+        release.release_of_runs({"base": [low, elsewhere, high]})
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(made: Release, workdirs: dict[str, Path], tmp_path: Path) -> None:

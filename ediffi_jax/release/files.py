@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,6 @@ def write_release(
     try:
         for spec, tensors in zip(specs, stages, strict=True):
             safetensors.numpy.save_file(tensors, str(partial / spec.file), {"stage": spec.name, "weights": "ema"})
-            (partial / spec.file).chmod(0o644)  # safetensors and mkdtemp write for their owner alone
         described = {
             "format": FORMAT,
             "stages": [spec.to_json() for spec in specs],
@@ -145,7 +144,8 @@ def write_release(
             "trained": dict(release.trained),
         }
         (partial / CASCADE_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        partial.chmod(0o755)
+        for path in (partial, *partial.rglob("*")):  # mkdtemp and safetensors write for their owner alone
+            path.chmod(0o755 if path.is_dir() else 0o644)
         os.replace(partial, out)
     except OSError as error:
         raise ReleaseError(f"cannot write {out}: {error.strerror or error}") from error

@@ -37,4 +37,6 @@ def find(name_or_path: str | os.PathLike) -> Path:
         return path
     if path.exists():
         raise ReleaseError(f"{path} is a file; expected a release folder or a training workdir")
-    raise ReleaseError(f"no cascade {str(name_or_path)!r}: no such folder, and not bundled{nearest(str(name_or_path), known)}")
+    raise ReleaseError(
+        f"no cascade {str(name_or_path)!r}: no such folder, and not bundled{nearest(str(name_or_path), known)}"
+    )

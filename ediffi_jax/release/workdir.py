@@ -87,13 +87,9 @@ def _read_checkpoint(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     if position["format"] > CHECKPOINT_FORMAT:
         raise ReleaseError(f"{path} has format {position['format']}; this version reads up to {CHECKPOINT_FORMAT}")
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    tree = {
-        name: jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) if name == "ema" else ocp.PLACEHOLDER,  # noqa: B023
-            part,
-        )
-        for name, part in metadata.metadata["state"].items()
-    }
+    saved = metadata.metadata["state"]
+    tree = {name: jax.tree.map(lambda _: ocp.PLACEHOLDER, part) for name, part in saved.items()}
+    tree["ema"] = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved["ema"])
     return position, jax.tree.map(np.asarray, ocp.load_checkpointables(path, {"state": tree})["state"]["ema"])
 
 
