@@ -12,11 +12,13 @@ difference is paired, and far less noisy than either curve.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float
 
 from ediffi_jax.denoiser import DenoiseFn, loss_weight
@@ -84,18 +86,33 @@ def quantile_loss(
         tick: called with the number of quantiles done, for a progress bar.
     """
 
-    @jax.jit
     def losses_at(sigma: jax.Array, key: jax.Array) -> jax.Array:
         epsilon = jax.random.normal(key, images.shape)
         squared = (denoise(images + sigma * epsilon, sigma) - images) ** 2
         return loss_weight(sigma, sigma_data) * squared.mean(axis=(1, 2, 3))
 
     quantiles = midpoints(count)
+    sigmas = noise.quantile(jnp.asarray(quantiles, jnp.float32))
+    program = _compiled(losses_at, sigmas[0], jax.random.key(seed))
     rows = []
-    for index, sigma in enumerate(np.asarray(noise.quantile(jnp.asarray(quantiles, jnp.float32)))):
-        rows.append(np.asarray(losses_at(sigma, jax.random.fold_in(jax.random.key(seed), index))))
+    for index, sigma in enumerate(sigmas):
+        rows.append(np.asarray(program(sigma, jax.random.fold_in(jax.random.key(seed), index))))
         tick(index + 1)
     return QuantileLoss(quantiles=quantiles, losses=np.stack(rows).astype(np.float64))
+
+
+def _compiled(function: Callable[..., Array], *example: Array) -> Callable[..., Array]:
+    """`jax.jit`, with the arrays that `function` closes over, a network's parameters, as arguments of the program.
+
+    As constants they would be copied into it, folded at compile time, and every model compiled anew.
+    """
+    closed = jax.make_jaxpr(function)(*example)
+
+    @jax.jit
+    def program(constants: list[Array], *args: Array) -> Array:
+        return jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, constants))(*args)[0]
+
+    return functools.partial(program, closed.consts)
 
 
 def compare(first: QuantileLoss, second: QuantileLoss, ensemble: Ensemble) -> list[IntervalComparison]:

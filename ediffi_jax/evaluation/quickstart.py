@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ class Size:
         prompts: pictures in the report; their scenes are combinations that training never saw.
         images: held-out pictures on which single model and ensemble are compared.
         quantiles: noise levels at which they are compared; a multiple of 16.
-        overrides: further flags of every training command.
+        overrides: further flags of every training command, and of one stage's.
     """
 
     arguments: str
@@ -45,7 +46,11 @@ class Size:
     prompts: int
     images: int
     quantiles: int
-    overrides: tuple[str, ...] = ()
+    overrides: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+
+def _model(**values: str) -> tuple[str, ...]:
+    return tuple(f"--config.model.{key}={value}" for key, value in values.items())
 
 
 FULL = Size(arguments="quick", expert_steps=200, prompts=16, images=128, quantiles=64)
@@ -55,7 +60,14 @@ TINY = Size(
     prompts=2,
     images=8,
     quantiles=16,
-    overrides=("--config.phases.0.steps=12", "--steps=6", "--config.eval_every=0", "--config.sample_every=0"),
+    overrides={
+        "all": ("--config.phases.0.steps=12", "--steps=6", "--config.eval_every=0", "--config.sample_every=0"),
+        "base": _model(channel_mults="(1,2)", attention_resolutions="(8,)", cross_attention_resolutions="(8,)"),
+        "sr64": _model(
+            channel_mults="(1,2,4)", block_mults="(1,1,1)", attention_resolutions="()", cross_attention_resolutions="(16,)"
+        ),
+        "sr256": _model(channel_mults="(1,2)", block_mults="(1,1)"),
+    },
 )
 
 
@@ -133,7 +145,7 @@ def _recipe(stage: str, size: Size) -> str:
 
 
 def _train(folder: Path, size: Size, stage: str, title: str) -> Step:
-    words = (f"--config.data.dir={folder / 'data'}", *size.overrides)
+    words = (f"--config.data.dir={folder / 'data'}", *size.overrides.get("all", ()), *size.overrides.get(stage, ()))
     flags = {"config": _recipe(stage, size), "workdir": folder / stage}
     return Step(name=stage, title=title, command=_verb("train", *words, **flags))
 

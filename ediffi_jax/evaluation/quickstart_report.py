@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from ediffi_jax.data.scenes import heldout_prompts
 from ediffi_jax.evaluation.quantile_loss import QuantileLoss, compare
 from ediffi_jax.evaluation.report import Report, loss_figure
+from ediffi_jax.evaluation.scenes_accuracy import accuracy
 from ediffi_jax.evaluation.steps import Step, finished
 from ediffi_jax.experts import Ensemble
 from ediffi_jax.noise import LogNormal
@@ -47,6 +49,10 @@ def _samples(report: Report, folder: Path) -> None:
         " together in training."
     )
     report.pictures(images, prompts)
+    scenes = dict(heldout_prompts(len(prompts)))
+    found = accuracy(np.stack(images), [scenes[prompt] for prompt in prompts])
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in found.shares.items())
+    report.text(f"Read back by the exact scorer, share of the {found.number} pictures that are right: {shares}.")
 
 
 def _losses(report: Report, folder: Path) -> None:
