@@ -28,8 +28,8 @@ def run(main: Main, argv: Sequence[str] | None = None) -> None:
     """
     argv = list(sys.argv if argv is None else argv)
     if any(word in ("--help", "-h", "-help", "--helpfull") for word in argv[1:]):
-        print(sys.modules[main.__module__].__doc__, flags.FLAGS.get_key_flags_for_module(main.__module__) and "", sep="")
-        print(flags.FLAGS.module_help(main.__module__))
+        print(main.__globals__["__doc__"])
+        print(flags.FLAGS.main_module_help())
         sys.exit(0)
     try:
         words, overrides = split_overrides(argv)
@@ -63,7 +63,7 @@ def parse(words: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(list(words))[1:]
     except flags.UnrecognizedFlagError as error:
-        names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.modules["__main__"])]
+        names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
         raise UserError(f"unknown flag --{error.flagname}{nearest(error.flagname, names)}") from error
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error

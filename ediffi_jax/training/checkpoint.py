@@ -170,8 +170,19 @@ def read_position(path: epath.Path) -> Position:
 
 
 def load_tree(path: epath.Path) -> dict[str, Any]:
-    """A checkpoint's state as nested dicts, laid on this process's devices, whatever model it is of."""
-    return ocp.load_checkpointables(path)["state"]
+    """A checkpoint's state as nested dicts on one device, whatever model and devices it was saved from."""
+    saved = stored_arrays(path)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved)
+    return ocp.load_checkpointables(path, {"state": abstract})["state"]
+
+
+def stored_arrays(path: epath.Path) -> dict[str, Any]:
+    """Shapes and dtypes of a checkpoint's state. Raises one of `DAMAGE` if they cannot be read."""
+    saved = ocp.checkpointables_metadata(path).metadata.get("state")
+    if saved is None:
+        raise OSError("its arrays cannot be opened")
+    return saved
 
 
 def restore(path: epath.Path, target: PyTree) -> PyTree:
@@ -181,7 +192,7 @@ def restore(path: epath.Path, target: PyTree) -> PyTree:
         CheckpointError: a leaf is missing, superfluous or of another shape.
         One of `DAMAGE`: files missing, cut short or altered.
     """
-    saved = ocp.checkpointables_metadata(path).metadata["state"]
+    saved = stored_arrays(path)
     check_leaves(path, saved, as_dict(target))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), as_dict(target))
     loaded = ocp.load_checkpointables(path, {"state": abstract})["state"]

@@ -42,7 +42,12 @@ class Chrono:
         self._images += images
 
     def measure(self) -> dict[str, float]:
-        """Images per second in all and per device, and the share of time spent waiting for data."""
+        """Images per second in all and per device, and the share of time spent waiting for data.
+
+        Empty if nothing was counted: the interval held only a first step, which compiled.
+        """
+        if not self._images:
+            return {}
         elapsed = max(self._clock() - self._start - self._paused, 1e-9)
         rate = self._images / elapsed
         per_device = rate / jax.device_count()

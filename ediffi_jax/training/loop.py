@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -56,10 +55,10 @@ def train(config: ConfigDict, workdir: str | epath.Path) -> int:
     """
     workdir = epath.Path(workdir)
     check_same_run(workdir, config)
-    run = Run.create(config, workdir)
-    checkpoints = Checkpoints(workdir, config.keep)
-    write_workdir(workdir, config)
     with StopRequest() as stop:
+        run = Run.create(config, workdir)
+        checkpoints = Checkpoints(workdir, config.keep)
+        write_workdir(workdir, config)
         state, position = run.start(checkpoints)
         observers = make_observers(run, position)
         try:
@@ -70,7 +69,6 @@ def train(config: ConfigDict, workdir: str | epath.Path) -> int:
                 if position.phase + 1 == len(run.phases):
                     return FINISHED
                 state, position = run.branched(state, position)
-                logging.info("phase %d: %d experts, cuts %s", position.phase, len(position.expert_ids), position.cuts)
         finally:
             checkpoints.wait()
             for observer in observers:
@@ -203,11 +201,9 @@ class PhaseLoop:
             means = np.mean([metrics[name] for metrics in self.measured], axis=0)
             row |= {f"{name}/{expert}": float(mean) for expert, mean in zip(self.phase.expert_ids, means, strict=True)}
         self.measured.clear()
-        row |= self.chrono.measure()
-        seconds_per_image = 1.0 / max(row["images_per_s"], 1e-9)
-        row["images"] = position.images
-        row["phase"] = position.phase
-        row["eta_s"] = seconds_per_image * self.images_left(position)
+        row |= {"images": position.images, "phase": position.phase, **self.chrono.measure()}
+        if "images_per_s" in row:
+            row["eta_s"] = self.images_left(position) / row["images_per_s"]
         self.write(position.step, row)
         self.chrono.restart()
 

@@ -61,11 +61,10 @@ class Console(Observer):
         if self._bar is not None and losses:
             self._bar.set_postfix_str(f"loss {losses}, {values.get('images_per_s', 0):.0f} images/s")
         elif losses:
-            print(
-                f"{self._name} step {step}/{self._total}  loss {losses}  "
-                f"{values.get('images_per_s', 0):.1f} images/s  ETA {clock_time(values.get('eta_s', 0))}",
-                flush=True,
-            )
+            rate = ""
+            if "eta_s" in values:
+                rate = f"  {values['images_per_s']:.1f} images/s  ETA {clock_time(values['eta_s'])}"
+            print(f"{self._name} step {step}/{self._total}  loss {losses}{rate}", flush=True)
         if curves:
             tqdm.write(f"{self._name} step {step}/{self._total}  held-out loss {curves}")
 

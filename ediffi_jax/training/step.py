@@ -55,11 +55,12 @@ def expert_step_fn(
             return losses.mean()
 
         loss, grads = jax.value_and_grad(mean_loss)(params)
+        norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads)))
         updates, opt_state = optimizer.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
         decay = ema_decay(step, ema["decay"], ema["warmup"])
         average = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, average, params)
-        return (params, average, opt_state), {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        return (params, average, opt_state), {"loss": loss, "grad_norm": norm}
 
     return expert_step
 

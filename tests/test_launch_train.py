@@ -1,0 +1,150 @@
+"""The verbs as processes: killed and restarted to the bit, exit codes, and mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training_fakes import same
+
+from ediffi_jax.training import checkpoint
+
+RECIPE = """
+import sys
+sys.path.insert(0, {tests!r})
+from training_fakes import small_config
+
+def get_config(arguments):
+    config = small_config()
+    config.model.channels = 16
+    config.phases = ({{"steps": 60, "cuts": (), "parents": ()}}, {{"steps": 30, "cuts": (0.5,), "parents": (0, 0)}})
+    config.save_every = 7
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "small.py"
+    path.write_text(RECIPE.format(tests=str(Path(__file__).parent)))
+    return path
+
+
+def start(verb: str, *words: str) -> subprocess.Popen:
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", f"launch.{verb}", *words]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def wait_for_step(process: subprocess.Popen, step: int) -> None:
+    """Returns as soon as the run has printed that it is at `step` or later."""
+    for line in process.stdout:
+        found = re.search(r"step (\d+)/", line)
+        if found and int(found[1]) >= step:
+            return
+    pytest.fail(f"ended before step {step}: {process.stderr.read()}")
+
+
+@pytest.mark.slow
+def test_killed_and_terminated_it_ends_where_an_undisturbed_run_ends(recipe: Path, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    code, out, err = finish(start("train", f"--config={recipe}", f"--workdir={whole}"))
+    assert code == 0, err
+    assert "small" not in out and "step 90/90" in out and "ETA 0:00:00" in out
+
+    process = start("train", f"--config={recipe}", f"--workdir={broken}")
+    wait_for_step(process, 16)
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    killed_at = checkpoint.committed_steps(broken / "checkpoints")[-1]
+    assert 7 <= killed_at < 60
+
+    process = start("train", f"--workdir={broken}")  # the config comes from the workdir
+    wait_for_step(process, killed_at + 12)
+    process.send_signal(signal.SIGTERM)
+    code, out, err = finish(process)
+    assert code == 42, err
+    stopped_at = checkpoint.committed_steps(broken / "checkpoints")[-1]
+    assert killed_at + 12 <= stopped_at < 90
+
+    code, out, err = finish(start("train", f"--config={recipe}", f"--workdir={broken}"))
+    assert code == 0, err
+    ends = [checkpoint.load_tree(checkpoint.newest(workdir)) for workdir in (whole, broken)]
+    assert same(*ends)
+    steps = [json.loads(line)["step"] for line in (broken / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 91))
+
+
+def test_branch_then_train_from_the_workdir_alone(recipe: Path, tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    shorter = ["--config.phases.0.steps=2", "--config.phases.1.steps=1"]
+    code, _, err = finish(start("train", f"--config={recipe}", f"--workdir={old}", *shorter))
+    assert code == 0, err
+    branch = ("branch", f"--workdir={old}", f"--to={new}", "--cuts=0.25,0.5", "--parents=0,0,1")
+    code, out, err = finish(start(*branch, "--steps=5"))
+    assert code == 0, err
+    assert f"python -m launch.train --workdir={new}" in out
+    code, _, err = finish(start("train", f"--workdir={new}", "--steps=2"))
+    assert code == 0, err
+    assert checkpoint.newest(new).name == "5"
+    code, _, err = finish(start(*branch[:3], "--cuts=0.5,0.25"))
+    assert code == 2 and err.strip().splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config=configs/scene.py", "--workdir=x"], "did you mean 'configs/scenes.py'"),
+        (["--config=configs/scenes.py:stage=bse", "--workdir=x"], "did you mean 'base'"),
+        (["--config=configs/scenes.py", "--workdir=x", "--config.optimizer.lrr=1"], "did you mean 'lr'"),
+        (["--wrkdir=x"], "unknown flag --wrkdir; did you mean 'workdir'"),
+        (["--config=configs/scenes.py"], "--workdir is missing"),
+        (["--workdir=/nonexistent/run"], "holds no run"),
+        (["--workdir=x", "--steps=-3"], "--steps"),
+        (["--workdir=x", "train"], "unexpected argument 'train'"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(words: list[str], message: str, monkeypatch, capsys) -> None:
+    """In this process, as sixteen imports of JAX would take a minute."""
+    code, err = run_here("train", words, monkeypatch, capsys)
+    assert code == 2
+    assert message in err
+    assert err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_help_teaches_with_an_example(monkeypatch, capsys) -> None:
+    for verb in ("train", "branch"):
+        code, _ = run_here(verb, ["--help"], monkeypatch, capsys, keep_out=True)
+        out = capsys.readouterr().out
+        assert code == 0
+        assert f"python -m launch.{verb} --" in out
+        assert "--workdir:" in out
+
+
+def run_here(verb: str, words: list[str], monkeypatch, capsys, keep_out: bool = False) -> tuple[int, str]:
+    """Runs a verb as `__main__` with absl flags of its own."""
+    import runpy
+
+    from absl import flags
+
+    before = set(flags.FLAGS)
+    monkeypatch.setattr(sys, "argv", [f"launch/{verb}.py", *words])
+    try:
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_module(f"launch.{verb}", run_name="__main__")
+    finally:
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
+    return caught.value.code, "" if keep_out else capsys.readouterr().err
