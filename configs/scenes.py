@@ -114,16 +114,16 @@ def _quick(config: ConfigDict) -> None:
 
     The base has one phase: the quick start branches it by hand, as the single model goes on beside it.
     """
-    config.data.num_scenes = 2_000 if config.stage == "sr256" else 20_000
-    config.batch_size = 32 if config.stage == "base" else 8
+    config.data.num_scenes = 4_000 if config.stage == "sr256" else 20_000
+    config.batch_size = 16 if config.stage == "base" else 8
     config.phases = {
-        "base": _phases((1_000, (), ())),
-        "sr64": _phases((400, (), ()), (100, (0.5,), (0, 0))),
-        "sr256": _phases((300, (), ())),
+        "base": _phases((1_250, (), ())),
+        "sr64": _phases((700, (), ()), (100, (0.5,), (0, 0))),
+        "sr256": _phases((800, (), ())),
     }[config.stage]
     config.optimizer.warmup = 50
-    config.ema.decay = 0.99
-    config.update({"log_every": 20, "save_every": 100, "eval_every": 0, "eval_batches": 1, "sample_every": 0})
+    config.ema.decay = 0.995
+    config.update({"log_every": 25, "save_every": 250, "eval_every": 0, "eval_batches": 1, "sample_every": 0})
 
 
 def _tiny(config: ConfigDict) -> None:

@@ -53,7 +53,7 @@ def _model(**values: str) -> tuple[str, ...]:
     return tuple(f"--config.model.{key}={value}" for key, value in values.items())
 
 
-FULL = Size(arguments="quick", expert_steps=200, prompts=16, images=128, quantiles=64)
+FULL = Size(arguments="quick", expert_steps=100, prompts=16, images=96, quantiles=48)
 TINY = Size(
     arguments="quick,tiny",
     expert_steps=6,
