@@ -177,6 +177,10 @@ DAMAGES = {
     "no stages": (edit_json(lambda d: d.update(stages=[])), "describes no stages"),
     "bad cuts": (edit_json(lambda d: d["stages"][0].update(cuts=[0.7, 0.2])), "cuts"),
     "bad model": (edit_json(lambda d: d["stages"][0]["model"].update(name="unett")), "did you mean 'unet'"),
+    "text for a number": (edit_json(lambda d: d["stages"][0].update(resolution="8")), "resolution is '8'; expected"),
+    "cuts no list": (edit_json(lambda d: d["stages"][0].update(cuts=0.5)), "cuts is 0.5; expected a list of numbers"),
+    "no such noise": (edit_json(lambda d: d["stages"][0]["noise"].update(men=0.0)), "unknown key 'men'.* 'mean'"),
+    "half an interval": (edit_json(lambda d: d["stages"][0]["sampler"].update(interval=[1.0])), "interval is .1.0."),
     "no model": (edit_json(lambda d: d["stages"][0].update(model=3)), "model is 3"),
     "no encoders": (lambda f: shutil.rmtree(f / "encoders"), "names it as the encoders"),
     "unknown bundled encoders": (

@@ -122,7 +122,7 @@ def write_release(
     Raises:
         ReleaseError: a folder that is taken or cannot be written, or weights not finite in `dtype`.
     """
-    out = Path(out).absolute()
+    out = Path(out).expanduser().absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ReleaseError(f"{out} is taken; expected a folder that is absent or empty")
     stages = [store(params, dtype) for params in release.params]
@@ -147,8 +147,8 @@ def write_release(
         for path in (partial, *partial.rglob("*")):  # mkdtemp and safetensors write for their owner alone
             path.chmod(0o755 if path.is_dir() else 0o644)
         os.replace(partial, out)
-    except OSError as error:
-        raise ReleaseError(f"cannot write {out}: {error.strerror or error}") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ReleaseError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out

@@ -7,7 +7,7 @@ refused: a file from a later version must not be half understood.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ediffi_jax.errors import UserError, nearest
@@ -20,6 +20,10 @@ FORMAT = 1
 
 class ReleaseError(UserError):
     """A release folder or a training workdir that is missing, damaged, incomplete or of an unknown format."""
+
+
+# What a value must be, in words and as a test.
+Kind = tuple[str, Callable[[Any], bool]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,10 @@ class SamplerSpec:
     guidance: float = 0.0
     interval: tuple[float, float] | None = None
     threshold: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.interval, list):  # as JSON gives it; a tuple can be hashed
+            object.__setattr__(self, "interval", tuple(self.interval))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,20 +99,68 @@ class StageSpec:
         Raises:
             ReleaseError: an unknown or missing key, or a value of the wrong kind; `where` names the file.
         """
-        values = {**fields_of(cls, values, where), "cuts": tuple(values.get("cuts", ()))}
-        if not isinstance(values["model"], Mapping) or "name" not in values["model"]:
-            raise ReleaseError(f"{where}: model is {values['model']!r}; expected a dictionary with a name")
+        values = fields_of(cls, values, where)
+        _check_kinds(values, _STAGE_KINDS, where)
+        _check_kinds(values.get("noise", {}), _NOISE_KINDS, f"{where}: noise")
+        values["cuts"] = tuple(values.get("cuts", ()))
         if "sampler" in values:
             values["sampler"] = sampler_from_json(values["sampler"], f"{where}: sampler")
         return cls(**values)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(map(_is_number, value))
+
+
+_NUMBER: Kind = ("a number", _is_number)
+_TEXT: Kind = ("a text", lambda value: isinstance(value, str))
+_MAPPING: Kind = ("a dictionary", lambda value: isinstance(value, Mapping))
+_SIZE: Kind = ("a whole number >= 0", lambda value: type(value) is int and value >= 0)
+_STEPS: Kind = ("a whole number >= 1", lambda value: type(value) is int and value >= 1)
+_SAMPLER_KINDS: Mapping[str, Kind] = {
+    "name": _TEXT,
+    "steps": _STEPS,
+    **dict.fromkeys(("sigma_min", "sigma_max", "exponent", "guidance"), _NUMBER),
+    "interval": ("[low, high] or null", lambda value: value is None or _are_numbers(value) and len(value) == 2),
+    "threshold": ("a text or null", lambda value: value is None or isinstance(value, str)),
+}
+_NOISE_KINDS: Mapping[str, Kind] = {"mean": _NUMBER, "std": _NUMBER}
+_STAGE_KINDS: Mapping[str, Kind] = {
+    "name": _TEXT,
+    "resolution": _SIZE,
+    "low_resolution": _SIZE,
+    "model": ("a dictionary with a name", lambda value: isinstance(value, Mapping) and "name" in value),
+    "cuts": ("a list of numbers", _are_numbers),
+    "noise": _MAPPING,
+    "sigma_data": _NUMBER,
+    "sampler": _MAPPING,
+    "aug_level": _NUMBER,
+    "file": _TEXT,
+}
+
+
 def sampler_from_json(values: Mapping[str, Any], where: str) -> SamplerSpec:
-    """Reads sampling defaults. Raises ReleaseError for unknown keys."""
+    """Reads sampling defaults. Raises ReleaseError for an unknown key or a value of the wrong kind."""
     values = fields_of(SamplerSpec, values, where)
+    _check_kinds(values, _SAMPLER_KINDS, where)
     if values.get("interval") is not None:
-        values["interval"] = tuple(float(end) for end in values["interval"])
+        low, high = values["interval"]
+        values["interval"] = (float(low), float(high))
     return SamplerSpec(**values)
+
+
+def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, Kind], where: str) -> None:
+    """Raises ReleaseError for a value that is not of its key's kind, or a key of `values` that has no kind."""
+    for name, value in values.items():
+        if name not in kinds:
+            raise ReleaseError(f"{where} has the unknown key {name!r}{nearest(str(name), kinds)}")
+        expected, holds = kinds[name]
+        if not holds(value):
+            raise ReleaseError(f"{where}: {name} is {value!r}; expected {expected}")
 
 
 def fields_of(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def read_workdir(workdir: str | os.PathLike) -> Run:
     Raises:
         ReleaseError: no checkpoint, none readable, or one of a later format.
     """
-    workdir = Path(workdir)
+    workdir = Path(workdir).expanduser()
     folder = workdir / CHECKPOINTS
     steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True) if folder.is_dir() else []
     if not steps:
