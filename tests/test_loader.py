@@ -189,6 +189,7 @@ def test_synthetic_needs_no_files():
         ({"split": "trian"}, "no split 'trian'; did you mean 'train'"),
         ({"batch": 5, "count": 2}, "batch_size 5 is not a multiple"),
         ({"experts": 0}, "at least one expert"),
+        ({"seed": -1}, "seed is -1; expected a whole number from 0"),
     ],
 )
 def test_mistakes_are_named(folder, config, message):

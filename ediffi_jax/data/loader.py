@@ -130,7 +130,7 @@ def make_loader(
         data_config: the keys of `DataConfig`.
         split: "train" is shuffled and its scenes are captioned anew each time; the others
             (validation or test; of scenes also heldout) come in their stored order and words.
-        seed: of order, crops and phrasing, 0 or more.
+        seed: of order, crops and phrasing, in [0, 2^32).
         num_experts: E.
         batch_size: B, per expert and over all processes.
         tokenizer: the run's encoders; without it there are no token keys.
@@ -144,8 +144,10 @@ def make_loader(
             t5_ids, clip_ids int32 [E, b, L];  t5_mask, clip_mask bool [E, b, L]
 
     Raises:
-        LoaderError: unknown data, split or key; sizes that do not fit together.
+        LoaderError: unknown data, split or key; sizes that do not fit together; a seed out of range.
     """
+    if not 0 <= seed < 2**32:
+        raise LoaderError(f"seed is {seed}; expected a whole number from 0 to {2**32 - 1}")
     config = DataConfig.parse(data_config)
     layout = Layout(
         num_experts=num_experts,
