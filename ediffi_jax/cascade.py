@@ -239,7 +239,7 @@ def from_release(
     for spec, params in zip(found.specs, found.params, strict=True):
         release.check_params(release.flatten(params), spec, coded.spec, f"{folder} ({spec.file or spec.name})")
     dtype = compilation.compute_dtype(compute_dtype)
-    places = default_devices() if devices is None else tuple(devices)
+    places = tuple(devices or ()) or default_devices()
     return Cascade(
         stages=tuple(Stage(s, p, dtype, places) for s, p in zip(found.specs, found.params, strict=True)),
         encoders=coded,

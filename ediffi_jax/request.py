@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,12 +15,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ediffi_jax import samplers
+from ediffi_jax.conditioning import ENCODERS
 from ediffi_jax.errors import nearest
 from ediffi_jax.pictures import read_style
 from ediffi_jax.release import SamplerSpec, StageSpec
 from ediffi_jax.stage import THRESHOLDS, CascadeError
 
-ENCODERS = ("t5", "clip_text", "clip_image")
 BATCH_SIZE = 8  # images per device in one program
 
 
@@ -202,12 +201,3 @@ def _encoders(encoders: Sequence[str] | None, style: Any) -> tuple[str, ...]:
     if style is not None and "clip_image" not in wanted:
         raise CascadeError("a style image acts through the encoder clip_image, which encoders leaves out")
     return tuple(name for name in ENCODERS if name in wanted)
-
-
-def described(style: Any) -> Any:
-    """A style image for the record: its path, or that it was given as an array."""
-    if style is None or isinstance(style, (str, os.PathLike)):
-        return None if style is None else str(style)
-    if isinstance(style, (list, tuple)):
-        return [described(image) for image in style]
-    return f"<{type(style).__name__}>"

@@ -10,6 +10,7 @@ noise, `fold_in(key, 1)` the noise added to the low-resolution image, `fold_in(k
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +68,10 @@ class Stage:
     @functools.cached_property
     def _experts(self) -> tuple[PyTree, ...]:
         """Each expert's parameters by themselves, on the devices: a slice of the stack would be copied at each use."""
-        return tuple(self._place(one) for one in experts.unstack(self.params))
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(self.params))
+        # What is kept must be arrays, also when first asked for inside somebody else's `jax.jit`.
+        with contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
+            return tuple(self._place(one) for one in experts.unstack(self.params))
 
     @functools.cached_property
     def ensemble(self) -> experts.Ensemble:

@@ -204,6 +204,17 @@ def test_a_cascade_must_chain(folder: Path) -> None:
         from_release(alone, folder)
 
 
+def test_a_denoiser_first_made_inside_a_compiled_function_can_be_made_again(folder: Path) -> None:
+    fresh = load(folder, devices=())
+    base, cond, x = fresh.stages[0], fresh.encoders.encode(PROMPTS[:1]), jnp.ones((1, 8, 8, 3))
+    inside = jax.jit(lambda x: base.denoise_fn(cond)(x, 1.0))(x)
+    np.testing.assert_allclose(inside, base.denoise_fn(cond)(x, 1.0), atol=1e-5)
+
+
+def test_settings_read_from_a_config_can_be_compiled_with() -> None:
+    assert hash(release.SamplerSpec(interval=[0.1, 10.0])) == hash(release.SamplerSpec(interval=(0.1, 10.0)))
+
+
 def test_programs_hold_no_weights_as_constants(cascade: Cascade) -> None:
     base = cascade.stages[0]
     cond = cascade.encoders.encode(PROMPTS[:1])
