@@ -26,9 +26,9 @@ STEPS = flags.DEFINE_integer("steps", None, "Steps of the new phase; default as 
 
 def main(overrides: list[str]) -> None:
     """Writes the branched checkpoint and config."""
-    for name, value in (("workdir", WORKDIR.value), ("to", TO.value)):
+    for name, value, example in (("workdir", WORKDIR.value, "runs/base"), ("to", TO.value, "runs/ensemble")):
         if not value:
-            raise ConfigError(f"--{name} is missing; for example --{name}=runs/{'base' if name == 'workdir' else 'ensemble'}")
+            raise ConfigError(f"--{name} is missing; for example --{name}={example}")
     path = branching.branch_workdir(
         WORKDIR.value,
         TO.value,

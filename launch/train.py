@@ -21,7 +21,7 @@ from . import _main
 
 CONFIG = flags.DEFINE_string("config", None, "Recipe FILE.py:arguments; --config.a.b=VALUE changes a key.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; new, or one to go on with.")
-STEPS = flags.DEFINE_integer("steps", None, "Length of the last phase in steps, instead of the recipe's.", lower_bound=0)
+STEPS = flags.DEFINE_integer("steps", None, "Steps of the last phase, instead of the recipe's.", lower_bound=0)
 
 
 def main(overrides: list[str]) -> int:
@@ -31,7 +31,8 @@ def main(overrides: list[str]) -> int:
     config = config_files.load(CONFIG.value) if CONFIG.value else config_files.read_workdir(WORKDIR.value)
     if config is None:
         raise ConfigError(
-            f"--workdir={WORKDIR.value} holds no run; for a new one name a recipe: --config=configs/scenes.py:stage=base"
+            f"--workdir={WORKDIR.value} holds no run; for a new one name a recipe, such as"
+            " --config=configs/scenes.py:stage=base"
         )
     config_files.override(config, overrides)
     if STEPS.value is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from training_fakes import Net, make_adamw, make_batch, make_objective, make_sta
 from ediffi_jax import models
 from ediffi_jax.errors import UserError
 from ediffi_jax.experts import Ensemble
-from ediffi_jax.training import branching, checkpoint, config_files, loop
+from ediffi_jax.training import branching, checkpoint, config_files, loop, observers
 from ediffi_jax.training.chrono import Chrono
 from ediffi_jax.training.errors import ConfigError, TrainingError
 from ediffi_jax.training.evaluate import BINS, make_quantile_loss
@@ -244,3 +245,25 @@ def test_grid_places_pictures_row_by_row() -> None:
     canvas = grid(images)
     assert canvas.shape == (2 * 17 - 1, 3 * 17 - 1, 3)
     assert (canvas[0, 0, 0], canvas[0, 17, 0], canvas[17, 0, 0], canvas[20, 40, 0]) == (0, 1, 3, 255)
+
+
+def test_wandb_is_asked_for_only_if_it_is_there(tmp_path: Path) -> None:
+    if importlib.util.find_spec("wandb"):
+        pytest.skip("wandb is installed")
+    config = small_config()
+    config.wandb = "project"
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        loop.train(config, tmp_path)
+
+
+def test_a_terminal_gets_a_progress_bar(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(observers, "_terminal", lambda: True)
+    console = observers.Console(total=10, initial=2, name="base")
+    for step in range(3, 11):
+        console.tick(step)
+    console.write(10, {"loss/0": 0.25, "images_per_s": 31.0, "eta_s": 0.0})
+    console.write(10, {"held_out/0": 0.125})
+    console.close()
+    captured = capsys.readouterr()
+    assert "10/10" in captured.err and "loss 0.2500, 31 images/s" in captured.err
+    assert "held-out loss 0.1250" in captured.out

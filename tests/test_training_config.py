@@ -137,9 +137,8 @@ def test_a_workdir_belongs_to_one_run(tmp_path: Path, config: ConfigDict) -> Non
 
 
 def test_phases_say_who_starts_from_whom() -> None:
-    phases = parse_phases(
-        [{"steps": 5}, {"steps": 3, "cuts": (0.5,), "parents": (0, 0)}, {"steps": 2, "cuts": (0.2, 0.5), "parents": (0, 1, 1)}]
-    )
+    grown = [{"steps": 3, "cuts": (0.5,), "parents": (0, 0)}, {"steps": 2, "cuts": (0.2, 0.5), "parents": (0, 1, 1)}]
+    phases = parse_phases([{"steps": 5}, *grown])
     assert [phase.num_experts for phase in phases] == [1, 2, 3]
     assert phases[2].rows == (0, 1, 1)
     assert [phase_end(phases, i) for i in range(3)] == [5, 8, 10]

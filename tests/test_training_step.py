@@ -65,7 +65,8 @@ def test_three_experts_together_equal_three_alone(three) -> None:
     for i in range(3):
         alone, alone_metrics = run(dataclasses.replace(THREE, expert=i), row(state, i), row(batch, i))
         for name in ("params", "ema", "opt_state"):
-            for x, y in zip(jax.tree.leaves(getattr(alone, name)), jax.tree.leaves(row(getattr(after, name), i)), strict=True):
+            own = row(getattr(after, name), i)
+            for x, y in zip(jax.tree.leaves(getattr(alone, name)), jax.tree.leaves(own), strict=True):
                 np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(alone_metrics["loss"][0], metrics["loss"][i], rtol=1e-5)
 
@@ -93,7 +94,8 @@ def test_each_expert_is_clipped_by_its_own_norm() -> None:
     params = {"w": jnp.zeros((2, 4))}
     grads = {"w": jnp.array([[30.0, 40.0, 0.0, 0.0], [0.03, 0.04, 0.0, 0.0]])}
     _, moments = jax.vmap(optimizer.update)(grads, jax.vmap(optimizer.init)(params), params)
-    second = next(leaf for path, leaf in jax.tree_util.tree_leaves_with_path(moments) if ".nu" in jax.tree_util.keystr(path))
+    leaves = jax.tree_util.tree_leaves_with_path(moments)
+    second = next(leaf for path, leaf in leaves if ".nu" in jax.tree_util.keystr(path))
     clipped = np.array([[0.6, 0.8, 0, 0], [0.03, 0.04, 0, 0]])
     np.testing.assert_allclose(second, (1 - 0.999) * clipped**2, rtol=1e-5)
 

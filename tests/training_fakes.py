@@ -31,11 +31,17 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, c_noise: Array, cond: Conditioning, low_res: Array | None = None, aug_level: Array | None = None,
+        self,
+        x: Array,
+        c_noise: Array,
+        cond: Conditioning,
+        low_res: Array | None = None,
+        aug_level: Array | None = None,
         train: bool = False,
-    ) -> Array:  # fmt: skip
+    ) -> Array:
         if low_res is not None:
-            x = jnp.concatenate([x, jax.image.resize(low_res, x.shape, "nearest") * (1 + aug_level[:, None, None, None])], -1)
+            enlarged = jax.image.resize(low_res, x.shape, "nearest")
+            x = jnp.concatenate([x, enlarged * (1 + aug_level[:, None, None, None])], -1)
         h = nn.Conv(self.channels, (3, 3), name="first")(x)
         h = nn.silu(h * (1 + nn.Dense(self.channels, name="level")(c_noise[:, None])[:, None, None, :]))
         h = nn.silu(nn.Conv(self.channels, (3, 3), name="second")(h))
@@ -68,7 +74,9 @@ def make_batch(experts: int, size: int = 8, seed: int = 0, resolution: int = 8) 
     return {"image": np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)}
 
 
-def make_state(objective: Objective, optimizer: optax.GradientTransformation, phase: Phase, seed: int = 0) -> TrainState:
+def make_state(
+    objective: Objective, optimizer: optax.GradientTransformation, phase: Phase, seed: int = 0
+) -> TrainState:
     """A state whose experts differ from one another."""
     batch = {name: rows[0] for name, rows in make_batch(1).items()}
     each = [objective.init(jax.random.key(seed + i), batch) for i in range(phase.num_experts)]

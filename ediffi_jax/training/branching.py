@@ -15,6 +15,7 @@ from orbax.checkpoint import v1 as ocp
 
 from ediffi_jax import experts
 from ediffi_jax.training import checkpoint, config_files
+from ediffi_jax.training.checkpoint import Checkpoints, Position
 from ediffi_jax.training.config import validate
 from ediffi_jax.training.errors import ConfigError
 from ediffi_jax.training.schedule import Phase, check_phase
@@ -56,17 +57,12 @@ def branch_workdir(
         raise ConfigError(f"{old} holds no run; expected a workdir that launch.train has written")
     if (epath.Path(new) / "config.json").exists():
         raise ConfigError(f"--to={new} already holds a run; expected a new folder")
-    before = config.phases[: position.phase + 1]
-    phase = Phase(steps=before[-1]["steps"] if steps is None else steps, cuts=cuts, parents=parents, expert=expert)
+    last = config.phases[position.phase]
+    phase = Phase(steps=last["steps"] if steps is None else steps, cuts=cuts, parents=parents, expert=expert)
     check_phase(phase, rows=len(position.expert_ids), name=f"branching {old}")
-    last = ConfigDict({**config_files.to_json(before[-1]), "steps": position.phase_step})
-    config.phases = config_files.from_json({"phases": [*before[:-1], last, dataclasses.asdict(phase)]}).phases
+    append_phase(config, position, phase)
     config_files.override(config, overrides)
     validate(config)
-
-    state = checkpoint.load_tree(path)
-    for name in ("params", "ema", "opt_state"):
-        state[name] = experts.branch(state[name], phase.rows)
     position = dataclasses.replace(
         position,
         phase=position.phase + 1,
@@ -75,8 +71,23 @@ def branch_workdir(
         expert_ids=phase.expert_ids,
         config=config_files.to_json(config),
     )
-    config_files.write_workdir(new, config)
-    target = epath.Path(new) / "checkpoints" / str(position.step)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    ocp.save_checkpointables(target, {"state": state}, custom_metadata=dataclasses.asdict(position))
+    target = write_branched(path, epath.Path(new), position, phase)
+    config_files.write_workdir(new, config)  # last: a workdir with a config but no checkpoint would start afresh
+    return target
+
+
+def append_phase(config: ConfigDict, position: Position, phase: Phase) -> None:
+    """Ends the schedule where the run stands, and lets `phase` follow."""
+    before = config_files.to_json(config)["phases"][: position.phase + 1]
+    before[-1]["steps"] = position.phase_step
+    config.phases = config_files.from_json({"phases": [*before, dataclasses.asdict(phase)]}).phases
+
+
+def write_branched(path: epath.Path, workdir: epath.Path, position: Position, phase: Phase) -> epath.Path:
+    """Copies a checkpoint with every expert in its parent's place; returns the copy's path."""
+    state = checkpoint.load_tree(path)
+    for name in ("params", "ema", "opt_state"):
+        state[name] = experts.branch(state[name], phase.rows)
+    target = Checkpoints(workdir).folder / str(position.step)
+    ocp.save_checkpointables(target, {"state": state}, overwrite=True, custom_metadata=dataclasses.asdict(position))
     return target

@@ -6,6 +6,7 @@ A recipe in `configs/` starts from `default()` and changes what it needs. `batch
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -14,68 +15,68 @@ from ediffi_jax.errors import nearest
 from ediffi_jax.training.errors import ConfigError
 from ediffi_jax.training.schedule import Phase, parse_phases
 
+DEFAULTS: dict[str, Any] = {
+    "seed": 0,  # of parameters, data order and noise
+    "stage": "base",  # name of the stage in a cascade
+    "model": {"name": "unet"},
+    "noise": {"mean": -1.2, "std": 1.2},  # of ln sigma
+    "sigma_data": 0.5,
+    "conditioning": {"clip_text": 0.2, "t5": 0.25, "clip_image": 0.9},  # drop rates
+    "encoders": "scenes",  # bundled name or folder
+    "data": {
+        "name": "scenes",  # "synthetic" needs no files
+        "dir": "",  # where records are kept; "" is the default cache folder
+        "resolution": 64,  # of what the model sees
+        "low_resolution": 0,  # of the picture it upsamples; 0 for a base model
+        "crop": 0,  # train on crops of this size; 0 for none
+        "source_resolution": 64,  # of the stored pictures
+        "num_scenes": 100_000,
+        "clip_resolution": 32,
+        "workers": 0,  # processes that decode; 0 in this one
+    },
+    "batch_size": 64,
+    "phases": ({"steps": 1000, "cuts": (), "parents": ()},),
+    "optimizer": {
+        "name": "adamw",
+        "lr": 3e-4,
+        "warmup": 500,  # steps
+        "decay": "constant",  # or "cosine"
+        "weight_decay": 0.01,
+        "b1": 0.9,
+        "b2": 0.999,
+        "eps": 1e-8,
+        "clip": 1.0,  # global norm of one expert's gradient; 0 for none
+    },
+    "ema": {"decay": 0.9999, "warmup": True},
+    # Noise added to the low-resolution input: U(0, max_level) in training, level when sampling.
+    "aug": {"max_level": 0.0, "level": 0.0},
+    "mesh": {"expert": 1, "data": -1, "fsdp": 1},  # -1 takes what is left
+    "compute_dtype": "auto",
+    "log_every": 50,  # all cadences are in steps; 0 for never
+    "eval_every": 1000,
+    "eval_batches": 4,
+    "save_every": 500,
+    "sample_every": 1000,
+    "keep": 3,
+    "profile": "",  # "100:105" traces steps 100 to 105
+    "wandb": "",  # a Weights & Biases project, if wandb is installed
+    "sampler": {
+        "name": "deis_kutta3",
+        "steps": 25,
+        "sigma_min": 0.002,
+        "sigma_max": 80.0,
+        "exponent": 6.0,
+        "guidance": 2.0,
+        "interval": None,  # range of sigma guidance acts in
+        "threshold": None,  # "static" or "dynamic"
+    },
+    "init_from": "",  # a workdir or release whose EMA weights this run starts from
+}
+
 
 def default() -> ConfigDict:
     """Every key a run knows except those of `model`, which belong to `ediffi_jax.models.build`."""
-    return ConfigDict(
-        {
-            "seed": 0,  # of parameters, data order and noise
-            "stage": "base",  # name of the stage in a cascade
-            "model": {"name": "unet"},
-            "noise": {"mean": -1.2, "std": 1.2},  # of ln sigma
-            "sigma_data": 0.5,
-            "conditioning": {"clip_text": 0.2, "t5": 0.25, "clip_image": 0.9},  # drop rates
-            "encoders": "scenes",  # bundled name or folder
-            "data": {
-                "name": "scenes",  # "synthetic" needs no files
-                "dir": "",  # where records are kept; "" is the default cache folder
-                "resolution": 64,  # of what the model sees
-                "low_resolution": 0,  # of the picture it upsamples; 0 for a base model
-                "crop": 0,  # train on crops of this size; 0 for none
-                "source_resolution": 64,  # of the stored pictures
-                "num_scenes": 100_000,
-                "clip_resolution": 32,
-                "workers": 0,  # processes that decode; 0 in this one
-            },
-            "batch_size": 64,
-            "phases": ({"steps": 1000, "cuts": (), "parents": ()},),
-            "optimizer": {
-                "name": "adamw",
-                "lr": 3e-4,
-                "warmup": 500,  # steps
-                "decay": "constant",  # or "cosine"
-                "weight_decay": 0.01,
-                "b1": 0.9,
-                "b2": 0.999,
-                "eps": 1e-8,
-                "clip": 1.0,  # global norm of one expert's gradient; 0 for none
-            },
-            "ema": {"decay": 0.9999, "warmup": True},
-            # Noise added to the low-resolution input: U(0, max_level) in training, level when sampling.
-            "aug": {"max_level": 0.0, "level": 0.0},
-            "mesh": {"expert": 1, "data": -1, "fsdp": 1},  # -1 takes what is left
-            "compute_dtype": "auto",
-            "log_every": 50,  # all cadences are in steps; 0 for never
-            "eval_every": 1000,
-            "eval_batches": 4,
-            "save_every": 500,
-            "sample_every": 1000,
-            "keep": 3,
-            "profile": "",  # "100:105" traces steps 100 to 105
-            "wandb": "",  # a Weights & Biases project, if wandb is installed
-            "sampler": {
-                "name": "deis_kutta3",
-                "steps": 25,
-                "sigma_min": 0.002,
-                "sigma_max": 80.0,
-                "exponent": 6.0,
-                "guidance": 2.0,
-                "interval": None,  # range of sigma guidance acts in
-                "threshold": None,  # "static" or "dynamic"
-            },
-            "init_from": "",  # a workdir whose EMA this run starts from
-        }
-    )
+    return ConfigDict(copy.deepcopy(DEFAULTS))
 
 
 def validate(config: ConfigDict) -> tuple[Phase, ...]:

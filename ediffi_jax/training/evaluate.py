@@ -47,7 +47,9 @@ def make_quantile_loss(
         (stacked EMA weights, encoder parameters) -> mean weighted loss per expert and bin, [E, BINS].
     """
 
-    def expert_losses(params: PyTree, batch: Mapping, own: ExpertRange, bins: Array, key: Array, frozen: PyTree) -> Array:
+    def expert_losses(
+        params: PyTree, batch: Mapping, own: ExpertRange, bins: Array, key: Array, frozen: PyTree
+    ) -> Float[Array, "b"]:
         uniform_key, loss_key = jax.random.split(key)
         part = (bins + jax.random.uniform(uniform_key, bins.shape)) / BINS
         sigma = objective.noise.quantile(own.interval.low + (own.interval.high - own.interval.low) * part)

@@ -47,7 +47,8 @@ class Console(Observer):
     def __init__(self, total: int, initial: int, name: str) -> None:
         self._total = total
         self._name = name
-        self._bar = tqdm(total=total, initial=initial, desc=name, unit="step", dynamic_ncols=True) if _terminal() else None
+        shown = {"total": total, "initial": initial, "desc": name, "unit": "step", "dynamic_ncols": True}
+        self._bar = tqdm(**shown) if _terminal() else None
 
     def tick(self, step: int) -> None:
         """Moves the bar to `step`."""
@@ -126,7 +127,7 @@ class Wandb(Observer):
         try:
             import wandb
         except ImportError as error:
-            raise ConfigError("config.wandb needs the wandb package: pip install wandb, or --config.wandb=''") from error
+            raise ConfigError("config.wandb needs the wandb package: pip install wandb, or --config.wandb=") from error
         self._wandb = wandb
         self._run = wandb.init(project=project, name=workdir.name, id=workdir.name, resume="allow", config=dict(config))
 

@@ -15,10 +15,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
-from ediffi_jax import encoders, models
+from ediffi_jax import encoders, models, release
 from ediffi_jax.compilation import compute_dtype
 from ediffi_jax.conditioning import DropRates
 from ediffi_jax.data import loader
+from ediffi_jax.errors import nearest
 from ediffi_jax.noise import LogNormal
 from ediffi_jax.training import checkpoint
 from ediffi_jax.training.checkpoint import Checkpoints, Position
@@ -135,7 +136,7 @@ class Run:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
         state = jax.jit(lambda key: self.fresh(key, phase), out_shardings=shardings)(key)
         if self.config.init_from:
-            params = jax.device_put(initial_params(self.config.init_from, state.params), shardings.params)
+            params = jax.device_put(initial_params(self.config.init_from, self.config.stage, state.params), shardings.params)
             state = state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
         return state, self.position()
 
@@ -170,18 +171,31 @@ def make_batches(
     ).iterate(start)
 
 
-def initial_params(workdir: str, params: PyTree) -> PyTree:
-    """The EMA weights of another run, of one expert for all or of as many experts as `params` has.
+def initial_params(source: str, stage: str, params: PyTree) -> PyTree:
+    """The EMA weights of another run or release, of one expert for all or of as many experts as `params` has.
+
+    Args:
+        source: a workdir, a release folder, or a bundled release's name.
+        stage: which stage of a release.
+        params: what they have to fit.
 
     Raises:
-        CheckpointError: no checkpoint, or weights of another shape.
+        CheckpointError: no checkpoint, no such stage, or weights of another shape.
+        ReleaseError: no such folder, or a damaged release.
     """
-    path = checkpoint.newest(workdir)
-    saved = checkpoint.load_tree(path)["ema"]
+    folder = release.find(source)
+    if release.is_workdir(folder):
+        saved = checkpoint.load_tree(checkpoint.newest(folder))["ema"]
+    else:
+        released = release.read_release(folder)
+        stages = {spec.name: weights for spec, weights in zip(released.specs, released.params, strict=True)}
+        if stage not in stages:
+            raise CheckpointError(f"config.init_from={source!r} has no stage {stage!r}{nearest(stage, stages)}")
+        saved = stages[stage]
     experts = jax.tree.leaves(params)[0].shape[0]
     if jax.tree.leaves(saved)[0].shape[0] == 1:
         saved = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (experts, *leaf.shape[1:])), saved)
-    checkpoint.check_leaves(path, saved, params)
+    checkpoint.check_leaves(folder, saved, params)
     return jax.tree.map(lambda leaf, like: np.asarray(leaf, like.dtype), saved, params)
 
 
