@@ -14,6 +14,7 @@ from absl import flags
 
 from ediffi_jax.training import branching
 from ediffi_jax.training.errors import ConfigError
+
 from . import _main
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The run to branch.")

@@ -17,6 +17,7 @@ from absl import flags
 from ediffi_jax.compilation import enable_cache
 from ediffi_jax.training import config_files, loop
 from ediffi_jax.training.errors import ConfigError
+
 from . import _main
 
 CONFIG = flags.DEFINE_string("config", None, "Recipe FILE.py:arguments; --config.a.b=VALUE changes a key.")

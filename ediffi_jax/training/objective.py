@@ -10,8 +10,7 @@ with gaussian noise of a level it is told (Sec. 4 of the paper: so that it learn
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
