@@ -62,10 +62,10 @@ def _base(config: ConfigDict) -> None:
     )
     config.data.update({"resolution": 16, "source_resolution": 64})
     config.batch_size = 32
-    config.phases = _phases((14_000, (), ()), (1_500, (0.125, 0.75), (0, 0, 0)))
+    config.phases = _phases((8_466, (), ()), (900, (0.125, 0.75), (0, 0, 0)))
     config.optimizer.update({"lr": 6e-4, "warmup": 300, "decay": "constant", "weight_decay": 0.01, "b2": 0.99})
     config.ema.decay = 0.999
-    config.sampler.update({"name": "deis_kutta3", "steps": 16, "sigma_max": 40.0, "guidance": 2.0})
+    config.sampler.update({"name": "deis_kutta3", "steps": 16, "sigma_max": 40.0, "guidance": 1.0})
 
 
 def _sr64(config: ConfigDict) -> None:
@@ -90,7 +90,7 @@ def _sr64(config: ConfigDict) -> None:
     )
     config.data.update({"resolution": 64, "low_resolution": 16, "source_resolution": 64})
     config.batch_size = 16
-    config.phases = _phases((6_000, (), ()), (750, (0.5,), (0, 0)))
+    config.phases = _phases((4_000, (), ()), (2_200, (0.5,), (0, 0)))
     config.optimizer.update({"lr": 8e-4, "warmup": 300, "decay": "constant", "weight_decay": 0.0, "b2": 0.99})
     config.ema.decay = 0.999
     config.aug.update({"max_level": 0.3, "level": 0.1})
@@ -105,7 +105,7 @@ def _sr256(config: ConfigDict) -> None:
     config.model.cross_attention_resolutions = ()
     config.data.update({"resolution": 256, "low_resolution": 64, "crop": 64, "source_resolution": 256})
     config.data.num_scenes = 20_000
-    config.phases = _phases((15_000, (), ()))
+    config.phases = _phases((4_000, (), ()))
     config.sampler.update({"steps": 6})
 
 
