@@ -115,6 +115,9 @@ def test_a_damaged_newest_is_named_and_the_one_before_used(tmp_path: Path, state
     assert position.step == 4
     assert same(restored, state)
     assert any("checkpoints/8 is damaged" in message for message in caplog.messages)
+    plain, position = checkpoint.load_newest(tmp_path)
+    assert position.step == 4
+    assert same(plain, checkpoint.as_dict(state))
 
 
 def test_all_damaged_is_an_error_and_none_is_not(tmp_path: Path, state) -> None:
@@ -122,11 +125,11 @@ def test_all_damaged_is_an_error_and_none_is_not(tmp_path: Path, state) -> None:
     damage_by_deletion(tmp_path / "a" / "checkpoints" / "4")
     with pytest.raises(CheckpointError, match="every checkpoint in .* is damaged: 4"):
         checkpoints.restore_newest(lambda position: abstract(state))
+    with pytest.raises(CheckpointError, match="every checkpoint in .* is damaged: 4"):
+        checkpoint.load_newest(tmp_path / "a")
     assert Checkpoints(tmp_path / "b").restore_newest(lambda position: abstract(state)) is None
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         checkpoint.newest(tmp_path / "b")
-
-
 
 
 def test_leaves_that_do_not_fit_are_named_with_both_shapes(tmp_path: Path, state) -> None:

@@ -64,7 +64,7 @@ def read_workdir(workdir: str | os.PathLike) -> Run:
         ReleaseError: no checkpoint, none readable, or one of a later format.
     """
     workdir = Path(workdir).expanduser()
-    folder = workdir / CHECKPOINTS
+    folder = workdir.resolve() / CHECKPOINTS  # Orbax insists on absolute paths
     steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True) if folder.is_dir() else []
     if not steps:
         raise ReleaseError(f"{workdir} holds no checkpoint; expected the workdir of a launch.train that has saved")

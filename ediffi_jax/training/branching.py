@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -48,10 +49,9 @@ def branch_workdir(
     Raises:
         ConfigError: parents that do not fit, a new workdir that is in use.
         ExpertError: cuts out of order or outside (0, 1).
-        CheckpointError: no checkpoint in `old`.
+        CheckpointError: no checkpoint in `old`, or none that can be read.
     """
-    path = checkpoint.newest(old)
-    position = checkpoint.read_position(path)
+    state, position = checkpoint.load_newest(old)
     config = config_files.read_workdir(old)
     if config is None:
         raise ConfigError(f"{old} holds no run; expected a workdir that launch.train has written")
@@ -71,7 +71,7 @@ def branch_workdir(
         expert_ids=phase.expert_ids,
         config=config_files.to_json(config),
     )
-    target = write_branched(path, epath.Path(new), position, phase)
+    target = write_branched(state, epath.Path(new), position, phase)
     config_files.write_workdir(new, config)  # last: a workdir with a config but no checkpoint would start afresh
     return target
 
@@ -83,11 +83,9 @@ def append_phase(config: ConfigDict, position: Position, phase: Phase) -> None:
     config.phases = config_files.from_json({"phases": [*before, dataclasses.asdict(phase)]}).phases
 
 
-def write_branched(path: epath.Path, workdir: epath.Path, position: Position, phase: Phase) -> epath.Path:
-    """Copies a checkpoint with every expert in its parent's place; returns the copy's path."""
-    state = checkpoint.load_tree(path)
-    for name in ("params", "ema", "opt_state"):
-        state[name] = experts.branch(state[name], phase.rows)
+def write_branched(state: dict[str, Any], workdir: epath.Path, position: Position, phase: Phase) -> epath.Path:
+    """Saves a state with every expert in its parent's place; returns the checkpoint's path."""
+    branched = {name: experts.branch(state[name], phase.rows) for name in ("params", "ema", "opt_state")}
     target = Checkpoints(workdir).folder / str(position.step)
-    ocp.save_checkpointables(target, {"state": state}, overwrite=True, custom_metadata=dataclasses.asdict(position))
+    ocp.save_checkpointables(target, {"state": {**state, **branched}}, overwrite=True, custom_metadata=dataclasses.asdict(position))
     return target

@@ -86,7 +86,7 @@ class Checkpoints:
         Raises:
             CheckpointError: the folder cannot be made or written.
         """
-        self.folder = epath.Path(workdir) / "checkpoints"
+        self.folder = folder_of(workdir)
         self._keep = keep
         self._pending: Any = None
         try:
@@ -131,18 +131,17 @@ class Checkpoints:
         Raises:
             CheckpointError: all are damaged, or one does not fit the model.
         """
-        steps = self.steps()
-        for step in reversed(steps):
-            path = self.folder / str(step)
-            try:
-                position = read_position(path)
-                return restore(path, target(position)), position
-            except DAMAGE as error:
-                reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-                logging.warning("checkpoint %s is damaged (%s); trying the one before it", path, reason)
-        if steps:
-            raise CheckpointError(f"every checkpoint in {self.folder} is damaged: {', '.join(map(str, steps))}")
-        return None
+
+        def read(path: epath.Path) -> tuple[TrainState, Position]:
+            position = read_position(path)
+            return restore(path, target(position)), position
+
+        return newest_readable(self.folder, read)
+
+
+def folder_of(workdir: str | epath.Path) -> epath.Path:
+    """The checkpoints of a workdir, as the absolute path that Orbax insists on."""
+    return epath.Path(workdir).expanduser().resolve() / "checkpoints"
 
 
 def committed_steps(folder: str | epath.Path) -> list[int]:
@@ -157,11 +156,40 @@ def newest(workdir: str | epath.Path) -> epath.Path:
     Raises:
         CheckpointError: there is none.
     """
-    folder = epath.Path(workdir) / "checkpoints"
+    folder = folder_of(workdir)
     steps = committed_steps(folder)
     if not steps:
         raise CheckpointError(f"no checkpoint in {folder}; expected a workdir that launch.train has written")
     return folder / str(steps[-1])
+
+
+def load_newest(workdir: str | epath.Path) -> tuple[dict[str, Any], Position]:
+    """The newest readable checkpoint as `load_tree` gives it; damaged ones are named in the log and passed over.
+
+    Raises:
+        CheckpointError: there is none, all are damaged, or one is of a later format.
+    """
+    folder = newest(workdir).parent
+    return newest_readable(folder, lambda path: (load_tree(path), read_position(path)))
+
+
+def newest_readable(folder: epath.Path, read: Callable[[epath.Path], Any]) -> Any:
+    """What `read` makes of the newest checkpoint that it can read, None without any.
+
+    Raises:
+        CheckpointError: all are damaged.
+    """
+    steps = committed_steps(folder)
+    for step in reversed(steps):
+        path = folder / str(step)
+        try:
+            return read(path)
+        except DAMAGE as error:
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            logging.warning("checkpoint %s is damaged (%s); trying the one before it", path, reason)
+    if steps:
+        raise CheckpointError(f"every checkpoint in {folder} is damaged: {', '.join(map(str, steps))}")
+    return None
 
 
 def read_position(path: epath.Path) -> Position:

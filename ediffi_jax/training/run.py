@@ -180,12 +180,12 @@ def initial_params(source: str, stage: str, params: PyTree) -> PyTree:
         params: what they have to fit.
 
     Raises:
-        CheckpointError: no checkpoint, no such stage, or weights of another shape.
+        CheckpointError: no readable checkpoint, no such stage, or weights of another shape.
         ReleaseError: no such folder, or a damaged release.
     """
     folder = release.find(source)
     if release.is_workdir(folder):
-        saved = checkpoint.load_tree(checkpoint.newest(folder))["ema"]
+        saved = checkpoint.load_newest(folder)[0]["ema"]
     else:
         released = release.read_release(folder)
         stages = {spec.name: weights for spec, weights in zip(released.specs, released.params, strict=True)}
