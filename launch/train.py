@@ -37,6 +37,8 @@ def main(overrides: list[str]) -> int:
         )
     config_files.override(config, overrides)
     if STEPS.value is not None:
+        if not config.phases:
+            raise ConfigError("--steps: config.phases is empty; expected at least one phase such as {'steps': 1000}")
         config.phases[-1]["steps"] = STEPS.value
     enable_cache()
     return loop.train(config, WORKDIR.value)

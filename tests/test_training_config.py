@@ -41,6 +41,12 @@ def test_overrides_take_the_type_of_what_they_replace(config: ConfigDict) -> Non
     assert config.phases[1]["cuts"] == (0.25,)
 
 
+def test_blocks_may_be_one_a_level() -> None:
+    config = files.load("configs/scenes.py:stage=base")
+    files.override(config, ["model.blocks=(1,2,1)"])
+    assert config.model.blocks == (1, 2, 1)
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
@@ -53,6 +59,8 @@ def test_overrides_take_the_type_of_what_they_replace(config: ConfigDict) -> Non
         ("ema.warmup=3", "'3' is not bool"),
         ("seed", "needs a value"),
         ("phases.0=3", "name a key"),
+        ("batch_size=(1,2)", "'(1,2)' is not int"),
+        ("phases=5", "--config.phases='5' is no list of"),
     ],
 )
 def test_overrides_that_cannot_be(config: ConfigDict, word: str, message: str) -> None:
@@ -69,6 +77,12 @@ def test_overrides_that_cannot_be(config: ConfigDict, word: str, message: str) -
         (["batch_size=0"], "config.batch_size=0; expected 1 or more"),
         (["profile=9:3"], "expected FIRST:LAST"),
         (["save_every=-1"], "config.save_every=-1"),
+        (["aug.level=-1"], "config.aug.level=-1.0; expected 0 or more"),
+        (["sampler.name=eular"], "unknown sampler 'eular'; did you mean 'euler'?"),
+        (["sampler.steps=0"], "steps is 0; expected a whole number >= 1"),
+        (["sampler.threshold=dinamic"], "'dinamic' is unknown; did you mean 'dynamic'?"),
+        (["sampler.sigma_min=90.0"], "expected 0 < sigma_min < sigma_max"),
+        (["phases=()"], "config.phases is empty"),
     ],
 )
 def test_values_that_cannot_be(config: ConfigDict, changes: list[str], message: str) -> None:

@@ -11,10 +11,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ediffi_jax import samplers
 from ediffi_jax.errors import nearest
+from ediffi_jax.release.spec import ReleaseError, sampler_from_json
+from ediffi_jax.samplers import SamplerError
 from ediffi_jax.training.errors import ConfigError
 from ediffi_jax.training.schedule import Phase, parse_phases
 
+THRESHOLDS = ("static", "dynamic")
 DEFAULTS: dict[str, Any] = {
     "seed": 0,  # of parameters, data order and noise
     "stage": "base",  # name of the stage in a cascade
@@ -105,10 +109,12 @@ def validate(config: ConfigDict) -> tuple[Phase, ...]:
     _expect(config, "ema.decay", lambda x: 0 <= x < 1, "0 or more and less than 1")
     _expect(config, "optimizer.lr", lambda x: x > 0, "more than 0")
     _expect(config, "aug.max_level", lambda x: x >= 0, "0 or more")
+    _expect(config, "aug.level", lambda x: x >= 0, "0 or more")
     _expect(config, "keep", lambda n: n >= 1, "1 or more")
     for key in ("log_every", "eval_every", "save_every", "sample_every"):
         _expect(config, key, lambda n: n >= 0, "a number of steps, 0 for never")
     profile_steps(config.profile)
+    _check_sampler(config)
     return parse_phases(config.phases)
 
 
@@ -118,6 +124,23 @@ def _expect(config: ConfigDict, path: str, holds: Any, expected: str) -> None:
         value = value[name]
     if not isinstance(value, int | float) or not holds(value):
         raise ConfigError(f"config.{path}={value!r}; expected {expected}")
+
+
+def _check_sampler(config: ConfigDict) -> None:
+    """Raises ConfigError for sampling defaults that a release of this run could not use."""
+    try:
+        spec = sampler_from_json(config.sampler.to_dict(), "config.sampler")
+        samplers.get(spec.name)
+    except ReleaseError as error:
+        raise ConfigError(str(error)) from error
+    except SamplerError as error:
+        raise ConfigError(f"config.sampler: {error}") from error
+    if not 0 < spec.sigma_min < spec.sigma_max:
+        raise ConfigError(
+            f"config.sampler: sigma_min={spec.sigma_min}, sigma_max={spec.sigma_max}; expected 0 < sigma_min < sigma_max"
+        )
+    if spec.threshold is not None and spec.threshold not in THRESHOLDS:
+        raise ConfigError(f"config.sampler.threshold={spec.threshold!r} is unknown{nearest(spec.threshold, THRESHOLDS)}")
 
 
 def profile_steps(profile: str) -> tuple[int, int] | None:

@@ -99,7 +99,13 @@ def override(config: ConfigDict, assignments: Iterable[str]) -> None:
             node = node[key]
         if isinstance(parent, tuple):
             raise ConfigError(f"--config.{path}: name a key, such as --config.{path}.steps=100")
-        parent[key] = _typed(path, text, node)
+        try:
+            value = _typed(path, text, node)
+            if path == "model.blocks" and isinstance(value, tuple):  # an int, or one a level
+                del parent[key]  # and with it the key's type
+            parent[key] = value
+        except TypeError as error:  # a config dict that holds its key to one type
+            raise ConfigError(f"--config.{path}={text!r} is not {type(node).__name__}; it was {node!r}") from error
 
 
 def _typed(path: str, text: str, old: Any) -> Any:
@@ -112,10 +118,12 @@ def _typed(path: str, text: str, old: Any) -> Any:
         value = text
     if isinstance(old, tuple):
         value = value if isinstance(value, tuple | list) else (value,)
+        if path == "phases" and not all(isinstance(item, dict) for item in value):
+            raise ConfigError(f"--config.{path}={text!r} is no list of {{'steps': 1000, ...}}; it was {to_json(old)}")
         return tuple(ConfigDict(item) if isinstance(item, dict) else item for item in value)
     if isinstance(old, float) and type(value) is int:
         return float(value)
-    if old is None or type(value) is type(old) or isinstance(old, int) and isinstance(value, tuple):
+    if old is None or type(value) is type(old) or path == "model.blocks" and isinstance(value, tuple):
         return value
     raise ConfigError(f"--config.{path}={text!r} is not {type(old).__name__}; it was {old!r}")
 

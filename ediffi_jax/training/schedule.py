@@ -71,6 +71,8 @@ def parse_phases(phases: Sequence[Mapping]) -> tuple[Phase, ...]:
     parsed: list[Phase] = []
     names = {field.name for field in dataclasses.fields(Phase)}
     for index, raw in enumerate(phases):
+        if not hasattr(raw, "keys"):
+            raise ConfigError(f"config.phases[{index}] is {raw!r}; expected a phase such as {{'steps': 1000}}")
         unknown = sorted(set(raw) - names)
         if unknown or "steps" not in raw:
             raise ConfigError(
