@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from typing import Any
 import jax
 
 from ediffi_jax.cascade import Batch, Cascade
-from ediffi_jax.pictures import contact_sheet, make_folder, write_bytes, write_png
+from ediffi_jax.pictures import PictureError, contact_sheet, make_folder, write_bytes, write_png
 from ediffi_jax.release import package_versions
 from ediffi_jax.request import Request
 from ediffi_jax.stage import CascadeError
 
 RECORDS, SHEET = "samples.jsonl", "contact_sheet.png"
+NUMBERED = re.compile(r"\d{4,}\.png")  # what a run names its pictures
 SHEET_LIMIT = 400  # pictures on a contact sheet
 
 
@@ -64,6 +66,8 @@ def per_stage(text: str | None, kind: type, what: str) -> Any:
 def write_samples(out: str | os.PathLike, cascade: Cascade, request: Request, style: Any = None) -> Path:
     """Samples and writes; each image as soon as it is ready, the rest also when interrupted.
 
+    Pictures that the folder's own samples.jsonl lists make way once the first new one is ready.
+
     Args:
         out: the folder, made if absent.
         cascade: what samples.
@@ -85,6 +89,8 @@ def write_samples(out: str | os.PathLike, cascade: Cascade, request: Request, st
         for index, image in _images(cascade.run(request), last):
             prompt = index // request.num
             file = f"{index:04d}.png"
+            if not lines:
+                remove_recorded(folder)
             write_png(folder / file, image)
             lines.append(
                 {"file": file, "index": index, "prompt": request.prompts[prompt], "seed": request.seed, **common}
@@ -98,6 +104,25 @@ def write_samples(out: str | os.PathLike, cascade: Cascade, request: Request, st
             captions = [line["prompt"] for line in lines[: len(shown)]]
             write_png(folder / SHEET, contact_sheet(shown, captions, columns))
     return folder
+
+
+def remove_recorded(folder: Path) -> None:
+    """Removes the numbered pictures of an earlier run, which its samples.jsonl lists, and that record.
+
+    Raises:
+        PictureError: one cannot be removed.
+    """
+    if not (folder / RECORDS).exists():
+        return
+    try:
+        names = [str(line["file"]) for line in read_records(folder)]
+    except (CascadeError, KeyError, TypeError):
+        return  # not a record of ours
+    try:
+        for name in (*filter(NUMBERED.fullmatch, names), RECORDS):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise PictureError(f"{folder}: the samples of an earlier run cannot be removed: {error}") from error
 
 
 def settings(request: Request, style: Any = None) -> dict[str, Any]:

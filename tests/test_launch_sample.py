@@ -175,6 +175,9 @@ def test_interrupted_sampling_leaves_the_finished_images_with_their_record(tmp_p
                 raise KeyboardInterrupt
             yield batch
 
+    (tmp_path / "0007.png").write_bytes(b"of an earlier run")
+    (tmp_path / "mine.png").write_bytes(b"of the user, though somebody listed it")
+    (tmp_path / "samples.jsonl").write_text('{"file": "0007.png"}\n{"file": "mine.png"}\n')
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(loaded), "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -183,6 +186,7 @@ def test_interrupted_sampling_leaves_the_finished_images_with_their_record(tmp_p
         "0000.png",
         "0001.png",
         "contact_sheet.png",
+        "mine.png",
         "samples.jsonl",
     ]
     assert len(samples.read_records(tmp_path)) == 2
