@@ -48,6 +48,7 @@ def steps_of(folder: pathlib.Path, seed: str) -> list:
         f"--config.model.channels={CHANNELS.value}",
         "--config.model.head_channels=16",
         "--config.data.num_scenes=20000",
+        "--config.batch_size=32",
         f"--config.phases.0.steps={BASE_STEPS.value}",
         "--config.ema.decay=0.999",
         "--config.save_every=500",

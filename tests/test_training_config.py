@@ -231,3 +231,15 @@ def test_a_leaf_is_cut_on_its_largest_axis_that_divides(shape: list[int], fsdp: 
         assert math.prod(shape) < 4096
     assert leaf_spec("params/conv/bias", [2, 4096], fsdp) == P("expert", None)
     assert leaf_spec("step", [], fsdp) == P()
+
+
+def test_a_config_of_an_older_version_gets_the_keys_that_came_later(tmp_path: Path) -> None:
+    config = files.to_json(training_config.default())
+    del config["optimizer"]["cooldown"], config["wandb"]
+    config["optimizer"]["lr"] = 0.5
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    read = files.read_workdir(tmp_path)
+    assert read is not None and (read.optimizer.cooldown, read.optimizer.lr, read.wandb) == (0, 0.5, "")
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ConfigError, match="it holds list"):
+        files.read_workdir(tmp_path)

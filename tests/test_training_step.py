@@ -235,3 +235,5 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
     np.testing.assert_allclose([schedule(t) for t in (4, 14, 24)], [2.0, 1.0, 0.0], atol=1e-6)
     constant = train_state.learning_rate({**config, "warmup": 0, "decay": "constant"}, 24)
     assert float(constant(1000)) == 2.0
+    cooled = train_state.learning_rate({**config, "decay": "constant", "cooldown": 10}, 24)
+    np.testing.assert_allclose([cooled(t) for t in (0, 13, 14, 19, 23, 24, 30)], [0.5, 2, 2, 1, 0.2, 0, 0], atol=1e-6)

@@ -44,7 +44,8 @@ DEFAULTS: dict[str, Any] = {
         "name": "adamw",
         "lr": 3e-4,
         "warmup": 500,  # steps
-        "decay": "constant",  # or "cosine"
+        "decay": "constant",  # or "cosine", over the whole run
+        "cooldown": 0,  # last steps of the run, over which the rate falls linearly to 0
         "weight_decay": 0.01,
         "b1": 0.9,
         "b2": 0.999,
@@ -108,6 +109,7 @@ def validate(config: ConfigDict) -> tuple[Phase, ...]:
     _expect(config, "sigma_data", lambda x: x > 0, "more than 0")
     _expect(config, "ema.decay", lambda x: 0 <= x < 1, "0 or more and less than 1")
     _expect(config, "optimizer.lr", lambda x: x > 0, "more than 0")
+    _expect(config, "optimizer.cooldown", lambda n: n >= 0, "a number of steps, 0 for none")
     _expect(config, "aug.max_level", lambda x: x >= 0, "0 or more")
     _expect(config, "aug.level", lambda x: x >= 0, "0 or more")
     _expect(config, "keep", lambda n: n >= 1, "1 or more")

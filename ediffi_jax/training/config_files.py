@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 import ediffi_jax
 from ediffi_jax.errors import nearest
+from ediffi_jax.training.config import default
 from ediffi_jax.training.errors import ConfigError
 
 PACKAGE = Path(ediffi_jax.__file__).resolve().parent
@@ -153,6 +154,8 @@ def from_json(data: Mapping[str, Any]) -> ConfigDict:
 def read_workdir(workdir: str | epath.Path) -> ConfigDict | None:
     """The config a workdir was made with, or None for a new one.
 
+    Keys that came after the version which wrote it have their defaults.
+
     Raises:
         ConfigError: its `config.json` cannot be read.
     """
@@ -160,9 +163,21 @@ def read_workdir(workdir: str | epath.Path) -> ConfigDict | None:
     if not path.exists():
         return None
     try:
-        return from_json(json.loads(path.read_text()))
+        data = json.loads(path.read_text())
+        if not isinstance(data, dict):
+            raise ValueError(f"it holds {type(data).__name__}, not the keys of a config")
+        return from_json(with_defaults(data))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def with_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored config with the default of every key it lacks; `model` and `phases` stay as they are."""
+    filled = to_json(default()) | dict(data)
+    for key, defaults in to_json(default()).items():
+        if key != "model" and isinstance(defaults, dict) and isinstance(filled[key], Mapping):
+            filled[key] = defaults | dict(filled[key])
+    return filled
 
 
 def write_workdir(workdir: str | epath.Path, config: ConfigDict) -> None:
@@ -182,7 +197,8 @@ def write_workdir(workdir: str | epath.Path, config: ConfigDict) -> None:
 def check_same_run(workdir: str | epath.Path, config: ConfigDict) -> None:
     """Refuses to go on in a workdir that was made with another config.
 
-    Keys in `FREE` may differ; so may the steps of the last phase, and further phases may follow it.
+    Keys in `FREE` may differ; so may how the run ends: the steps of the last phase and the cool-down, and
+    further phases may follow.
 
     Raises:
         ConfigError: naming the first key that differs and both values.
@@ -193,7 +209,7 @@ def check_same_run(workdir: str | epath.Path, config: ConfigDict) -> None:
     before, now = _flatten(to_json(old)), _flatten(to_json(config))
     last = f"phases.{len(old.phases) - 1}.steps"
     for key in sorted(before.keys() | now.keys()):
-        extends = key == last or key.startswith("phases.") and int(key.split(".")[1]) >= len(old.phases)
+        extends = key in (last, "optimizer.cooldown") or key.startswith("phases.") and int(key.split(".")[1]) >= len(old.phases)
         if extends or any(key == free or key.startswith(free + ".") for free in FREE):
             continue
         if before.get(key) != now.get(key):

@@ -40,10 +40,15 @@ class TrainState:
 def learning_rate(optimizer: Mapping[str, Any], total_steps: int) -> optax.Schedule:
     """Linear warm-up over `warmup` steps, then constant, or a half cosine that reaches 0 at `total_steps`.
 
+    Over the last `cooldown` steps the rate is scaled linearly down to 0. A constant rate with a cool-down does
+    not depend on the length of the run until its end is near, so such a run can be lengthened; a cosine cannot
+    without a jump.
+
     Raises:
         ConfigError: an unknown `decay`.
     """
     peak, warmup = float(optimizer["lr"]), int(optimizer["warmup"])
+    cooldown = int(optimizer.get("cooldown", 0))
     ramp = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
     if optimizer["decay"] == "constant":
         after = optax.constant_schedule(peak)
@@ -52,7 +57,10 @@ def learning_rate(optimizer: Mapping[str, Any], total_steps: int) -> optax.Sched
     else:
         hint = nearest(str(optimizer["decay"]), ("constant", "cosine"))
         raise ConfigError(f"config.optimizer.decay={optimizer['decay']!r} is unknown{hint}")
-    return optax.join_schedules([ramp, after], [warmup]) if warmup > 0 else after
+    rate = optax.join_schedules([ramp, after], [warmup]) if warmup > 0 else after
+    if cooldown == 0:
+        return rate
+    return lambda step: rate(step) * jnp.clip((total_steps - step) / cooldown, 0, 1)
 
 
 def make_optimizer(optimizer: Mapping[str, Any], total_steps: int) -> optax.GradientTransformation:
