@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
@@ -243,3 +244,26 @@ def test_a_config_of_an_older_version_gets_the_keys_that_came_later(tmp_path: Pa
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(ConfigError, match="it holds list"):
         files.read_workdir(tmp_path)
+
+
+@pytest.mark.parametrize("step", ["write_text", "replace"])
+def test_a_config_that_cannot_be_rewritten_stays_as_it_was(tmp_path: Path, config: ConfigDict, monkeypatch, step: str) -> None:
+    """A full disk halfway through the text, and a rename that fails: nothing but the old file is left."""
+    files.write_workdir(tmp_path, config)
+    before = (tmp_path / "config.json").read_bytes()
+    place = type(epath.Path(tmp_path))
+
+    def fails(path: Path, argument: object) -> None:
+        Path(path).write_bytes(b'{"seed"')
+        raise OSError("no space left on device")
+
+    config.seed = 1
+    with monkeypatch.context() as patch:
+        patch.setattr(place, step, fails)
+        with pytest.raises(ConfigError, match="cannot be written: no space left on device"):
+            files.write_workdir(tmp_path, config)
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_bytes() == before
+    files.write_workdir(tmp_path, config)
+    assert files.read_workdir(tmp_path).seed == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]

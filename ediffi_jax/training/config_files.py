@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -181,15 +182,21 @@ def with_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_workdir(workdir: str | epath.Path, config: ConfigDict) -> None:
-    """Stores the config in a workdir.
+    """Stores the config in a workdir; a kill at any moment leaves the old `config.json` or the new one.
 
     Raises:
         ConfigError: the folder cannot be made or written.
     """
     folder = epath.Path(workdir)
+    text = json.dumps(to_json(config), indent=2) + "\n"
+    temporary = folder / f"config.json.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(to_json(config), indent=2) + "\n")
+        try:
+            temporary.write_text(text)
+            temporary.replace(folder / "config.json")
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"--workdir: {folder} cannot be written: {error}") from error
 
