@@ -28,6 +28,7 @@ from ediffi_jax.errors import nearest
 from ediffi_jax.types import Params
 
 Path_ = tuple[str, ...]
+Place = Callable[[Path_, np.ndarray, Any], Any]
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
@@ -80,7 +81,7 @@ def _to_torch(path: Path_, values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _stored_dtype(path: Path_, dtype: Any) -> Any:
+def stored_dtype(path: Path_, dtype: Any) -> Any:
     """Products and tables in `dtype`; norms, biases and T5's W_2 ("wo") stay float32."""
     narrow = path[-1].endswith("embedding") or (path[-1] == "kernel" and path[-2] != "wo")
     return dtype if narrow else jnp.float32
@@ -122,12 +123,19 @@ def _config(folder: Path, read: Callable[[], Any]) -> Any:
         raise EncoderError(f"{folder}: {error}") from error
 
 
-def load_t5(folder: Path, dtype: Any = jnp.float32) -> tuple[T5Config, Params, dict[str, StoredTensor]]:
+def _on_device(path: Path_, values: np.ndarray, dtype: Any) -> Any:
+    return jnp.asarray(values, dtype)
+
+
+def load_t5(
+    folder: Path, dtype: Any = jnp.float32, place: Place = _on_device
+) -> tuple[T5Config, Params, dict[str, StoredTensor]]:
     """A T5 encoder, from an encoder-only checkpoint or from a whole T5, whose decoder is left.
 
     Args:
         folder: config.json and safetensors.
         dtype: of the matrices; norms and W_2 stay float32.
+        place: (parameter's path, stored values, dtype) -> what the tree holds: an array on some devices.
 
     Returns:
         Config, parameters of `T5Encoder`, and the tensors they came from.
@@ -139,11 +147,13 @@ def load_t5(folder: Path, dtype: Any = jnp.float32) -> tuple[T5Config, Params, d
     if described.get("model_type", "t5") != "t5":
         raise EncoderError(f"{folder / 'config.json'}: model_type is {described['model_type']!r}, expected 't5'")
     config = _config(folder, lambda: T5Config.from_json(described))
-    params, used = _load(folder, open_folder(folder), t5_shapes(config), t5_names, dtype)
+    params, used = _load(folder, open_folder(folder), t5_shapes(config), t5_names, dtype, place)
     return config, params, used
 
 
-def load_clip(folder: Path, dtype: Any = jnp.float32) -> tuple[ClipConfig, Params, dict[str, StoredTensor]]:
+def load_clip(
+    folder: Path, dtype: Any = jnp.float32, place: Place = _on_device
+) -> tuple[ClipConfig, Params, dict[str, StoredTensor]]:
     """A CLIP model, or one tower of it, with or without projections; see `load_t5`."""
     described = read_config(folder)
     kinds = ("clip", "clip_text_model", "clip_vision_model")
@@ -153,7 +163,7 @@ def load_clip(folder: Path, dtype: Any = jnp.float32) -> tuple[ClipConfig, Param
     stored = open_folder(folder)
     text, vision = (f"{name}_projection.weight" in stored for name in ("text", "visual"))
     config = _config(folder, lambda: ClipConfig.from_json(described, text_projection=text, vision_projection=vision))
-    params, used = _load(folder, stored, clip_shapes(config), clip_names, dtype)
+    params, used = _load(folder, stored, clip_shapes(config), clip_names, dtype, place)
     return config, params, used
 
 
@@ -163,6 +173,7 @@ def _load(
     shapes: Mapping[Path_, tuple[int, ...]],
     names: Callable[[Path_], tuple[str, ...]],
     dtype: Any,
+    place: Place,
 ) -> tuple[Params, dict[str, StoredTensor]]:
     """Finds, checks and converts each parameter's tensor; returns parameters and the tensors by their first name."""
     flat, used = {}, {}
@@ -177,7 +188,7 @@ def _load(
             raise EncoderError(f"{tensor.file}: tensor {tensor.name!r} {shapes_differ}")
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise EncoderError(f"{tensor.file}: tensor {tensor.name!r} holds {tensor.dtype}, expected floating point")
-        flat[path] = jnp.asarray(_from_torch(path, tensor.read()), _stored_dtype(path, dtype))
+        flat[path] = place(path, _from_torch(path, tensor.read()), stored_dtype(path, dtype))
         used[names(path)[0]] = tensor
     taken = {tensor.name for tensor in used.values()}
     for name in stored:

@@ -14,7 +14,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float, UInt8
 
 from ediffi_jax import conditioning
 from ediffi_jax.conditioning import Conditioning, ConditioningSpec
+from ediffi_jax.encoders import sharding
 from ediffi_jax.encoders.checkpoints import load_clip, load_t5
 from ediffi_jax.encoders.clip import Clip
 from ediffi_jax.encoders.errors import EncoderError
@@ -197,12 +199,16 @@ def _square(pixels: Float[np.ndarray, "b h w 3"], size: int) -> Images:
     return jnp.clip(jax.image.resize(square, (len(pixels), size, size, pixels.shape[-1]), "cubic"), 0.0, 1.0)
 
 
-def load(path: str | os.PathLike, *, dtype: str = "float32") -> Encoders:
+def load(
+    path: str | os.PathLike, *, dtype: str = "float32", mesh: Mesh | None = None, weights: bool = True
+) -> Encoders:
     """Encoders of a folder (see `layout`), or of a bundled release by name.
 
     Args:
         path: folder with t5/ and clip/ in Hugging Face layout, a diffusers folder, or "scenes".
         dtype: "float32" or "bfloat16", of the matrix products; T5-XXL wants bfloat16.
+        mesh: with an axis `fsdp`: each weight goes from the file straight to its shards (see `sharding`).
+        weights: False leaves `params` empty, for who needs only sizes, tokenizers and the fingerprint.
 
     Raises:
         EncoderError: no such folder, or anything in it that cannot be used, in one line.
@@ -212,25 +218,39 @@ def load(path: str | os.PathLike, *, dtype: str = "float32") -> Encoders:
     root = Path(path)
     if not root.exists() and len(root.parts) == 1:
         root = bundled(str(path))
-    return _load(find(root), _DTYPES[dtype])
+    return _load(find(root), _DTYPES[dtype], lambda tower: _placement(tower, mesh, weights))
 
 
-def _load(layout: Layout, dtype: Any) -> Encoders:
+def _placement(tower: str, mesh: Mesh | None, weights: bool) -> Callable[[tuple[str, ...], np.ndarray, Any], Any]:
+    """Where the parameters of a tower go."""
+
+    def place(path: tuple[str, ...], values: np.ndarray, dtype: Any) -> Any:
+        if not weights:
+            return None
+        if mesh is None:
+            return jnp.asarray(values, dtype)
+        spec = sharding.leaf_spec("/".join((tower, *path)), values.shape, mesh.shape["fsdp"])
+        return jax.device_put(values.astype(dtype, copy=False), NamedSharding(mesh, spec))
+
+    return place
+
+
+def _load(layout: Layout, dtype: Any, placement: Callable[[str], Any]) -> Encoders:
     params, sources = {}, {}
     t5 = clip = vision = t5_tokenizer = clip_tokenizer = None
     if layout.t5:
-        config, params["t5"], sources["t5"] = load_t5(layout.t5.weights, dtype)
+        config, params["t5"], sources["t5"] = load_t5(layout.t5.weights, dtype, placement("t5"))
         t5, t5_tokenizer = T5Encoder(config, dtype), load_t5_tokenizer(layout.t5.settings, _t5_length(layout))
         _check_ids(t5_tokenizer, config.vocab_size, layout.t5.settings)
     if layout.clip:
-        config, params["clip"], sources["clip"] = load_clip(layout.clip.weights, dtype)
+        config, params["clip"], sources["clip"] = load_clip(layout.clip.weights, dtype, placement("clip"))
         clip = Clip(config, dtype)
         vision = clip if config.vision else None
         clip_tokenizer = load_clip_tokenizer(layout.clip.settings, config.text.max_position_embeddings)
         _check_ids(clip_tokenizer, config.text.vocab_size, layout.clip.settings)
         _check_end(clip_tokenizer, config.text.eos_token_id, layout.clip.weights)
     if layout.vision and vision is None:
-        config, params["vision"], sources["vision"] = load_clip(layout.vision.weights, dtype)
+        config, params["vision"], sources["vision"] = load_clip(layout.vision.weights, dtype, placement("vision"))
         vision = Clip(config, dtype)
         if clip and clip.config.pooled_width != config.pooled_width:
             widths = f"{config.pooled_width} channels, the text's {clip.config.pooled_width}"
