@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -92,22 +94,54 @@ def test_keeps_the_last_k_and_removes_what_a_kill_left(tmp_path: Path, state) ->
     assert not left.exists()
 
 
-def damage_metadata(path: Path) -> None:
-    (path / "_CHECKPOINT_METADATA").write_text('{"custom_metadata": {"step"')
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def damage_arrays(path: Path) -> None:
-    for file in path.rglob("d/*"):
-        if file.is_file():
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+def change_bytes(file: Path) -> None:
+    file.write_bytes(bytes(byte ^ 0x55 for byte in file.read_bytes()))
+
+
+def set_metadata(**changes) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        file = path / "_CHECKPOINT_METADATA"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return change
 
 
 def damage_by_deletion(path: Path) -> None:
     shutil.rmtree(path / "state")
 
 
-@pytest.mark.parametrize("damage", [damage_metadata, damage_arrays, damage_by_deletion])
-def test_a_damaged_newest_is_named_and_the_one_before_used(tmp_path: Path, state, damage, caplog) -> None:
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "metadata cut": lambda path: cut(path / "_CHECKPOINT_METADATA"),
+    "metadata changed": lambda path: change_bytes(path / "_CHECKPOINT_METADATA"),
+    "metadata gone": lambda path: (path / "_CHECKPOINT_METADATA").unlink(),
+    "position null": set_metadata(custom_metadata=None),
+    "position a list": set_metadata(custom_metadata=[1]),
+    "position of other types": set_metadata(custom_metadata={**dataclasses.asdict(POSITION), "cuts": 3}),
+    "position without format": set_metadata(custom_metadata={"step": 8}),
+    "tree cut": lambda path: cut(path / "state" / "_METADATA"),
+    "tree null": lambda path: (path / "state" / "_METADATA").write_text("null"),
+    "tree gone": lambda path: (path / "state" / "_METADATA").unlink(),
+    "shardings changed": lambda path: change_bytes(path / "state" / "_sharding"),
+    "types cut": lambda path: cut(path / "state" / "array_metadatas" / "process_0"),
+    "types changed": lambda path: change_bytes(path / "state" / "array_metadatas" / "process_0"),
+    "index cut": lambda path: cut(path / "state" / "manifest.ocdbt"),
+    "index changed": lambda path: change_bytes(path / "state" / "manifest.ocdbt"),
+    "arrays cut": lambda path: [cut(file) for file in path.rglob("d/*") if file.is_file()],
+    "arrays changed": lambda path: [change_bytes(file) for file in path.rglob("d/*") if file.is_file()],
+    "arrays gone": lambda path: [file.unlink() for file in path.rglob("d/*") if file.is_file()],
+    "state gone": damage_by_deletion,
+    "a file in its place": lambda path: (shutil.rmtree(path), path.write_text("")),
+    "an empty folder": lambda path: (shutil.rmtree(path), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_newest_is_named_and_the_one_before_used(tmp_path: Path, state, name: str, caplog) -> None:
+    damage = DAMAGES[name]
     checkpoints = saved(tmp_path, state, steps=(4, 8))
     damage(tmp_path / "checkpoints" / "8")
     with caplog.at_level("WARNING"):
@@ -118,6 +152,17 @@ def test_a_damaged_newest_is_named_and_the_one_before_used(tmp_path: Path, state
     plain, position = checkpoint.load_newest(tmp_path)
     assert position.step == 4
     assert same(plain, checkpoint.as_dict(state))
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyError, OSError, TypeError, AttributeError, RuntimeError])
+def test_a_mistake_of_ours_is_not_taken_for_damage(tmp_path: Path, state, kind: type) -> None:
+    checkpoints = saved(tmp_path, state, steps=(4, 8))
+
+    def target(position: Position):
+        raise kind("a model that cannot be built")
+
+    with pytest.raises(kind, match="a model that cannot be built"):
+        checkpoints.restore_newest(target)
 
 
 def test_all_damaged_is_an_error_and_none_is_not(tmp_path: Path, state) -> None:

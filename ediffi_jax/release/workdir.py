@@ -26,7 +26,7 @@ from ediffi_jax.release.spec import ReleaseError, StageSpec, sampler_from_json
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_FORMAT = 1
 # What a file that is missing, cut short or altered raises in Orbax and TensorStore.
-DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError)
+DAMAGE = (OSError, ValueError, KeyError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,11 +83,12 @@ def _read_checkpoint(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     from orbax.checkpoint import v1 as ocp  # a second of import that sampling from a release does not need
 
     metadata = ocp.checkpointables_metadata(path)
-    position = metadata.custom_metadata
+    position, saved = metadata.custom_metadata, metadata.metadata.get("state")
+    if not isinstance(position, Mapping) or saved is None:  # Orbax gives None for what it cannot open
+        raise OSError("its arrays cannot be opened" if saved is None else f"its position is {str(position)[:80]!r}")
     if position["format"] > CHECKPOINT_FORMAT:
         raise ReleaseError(f"{path} has format {position['format']}; this version reads up to {CHECKPOINT_FORMAT}")
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    saved = metadata.metadata["state"]
     tree = {name: jax.tree.map(lambda _: ocp.PLACEHOLDER, part) for name, part in saved.items()}
     tree["ema"] = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved["ema"])
     return position, jax.tree.map(np.asarray, ocp.load_checkpointables(path, {"state": tree})["state"]["ema"])

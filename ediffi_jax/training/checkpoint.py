@@ -9,9 +9,10 @@ the last thing it does; what a killed process left half-written has another name
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax
@@ -21,13 +22,14 @@ from etils import epath
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
-from ediffi_jax.training.errors import CheckpointError
+from ediffi_jax.training.errors import CheckpointError, DamagedError
 from ediffi_jax.training.state import TrainState
 
 FORMAT = 1
 TEMPORARY = "orbax-checkpoint-tmp"
-# What Orbax and TensorStore raise for a file that is missing, cut short or altered.
-DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError)
+# What Orbax and TensorStore raise for a file that is missing, cut short or altered, found out by doing so to
+# every file of a checkpoint. A flipped bit among the numbers themselves raises nothing: they have no checksum.
+DAMAGE = (OSError, ValueError, KeyError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,10 +60,19 @@ class Position:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Position:
-        """Inverse of `dataclasses.asdict` after a trip through JSON. Raises KeyError on a missing field."""
+        """Inverse of `dataclasses.asdict` after a trip through JSON.
+
+        Raises:
+            CheckpointError: a later format.
+            KeyError, ValueError: a field is missing, or is not what we write.
+        """
+        if not isinstance(data, dict) or not isinstance(data["format"], int):
+            raise ValueError(f"its position is {str(data)[:80]!r}")
         if data["format"] > FORMAT:
             raise CheckpointError(f"checkpoint has format {data['format']}; this version reads up to {FORMAT}")
         fields = {field.name: data[field.name] for field in dataclasses.fields(cls)}
+        if not isinstance(data["cuts"], list | tuple) or not isinstance(data["expert_ids"], list | tuple):
+            raise ValueError(f"its cuts are {data['cuts']!r} and its experts {data['expert_ids']!r}")
         return cls(**{**fields, "cuts": tuple(data["cuts"]), "expert_ids": tuple(data["expert_ids"])})
 
 
@@ -184,33 +195,58 @@ def newest_readable(folder: epath.Path, read: Callable[[epath.Path], Any]) -> An
         path = folder / str(step)
         try:
             return read(path)
-        except DAMAGE as error:
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            logging.warning("checkpoint %s is damaged (%s); trying the one before it", path, reason)
+        except DamagedError as error:
+            logging.warning("%s; trying the one before it", error)
     if steps:
         raise CheckpointError(f"every checkpoint in {folder} is damaged: {', '.join(map(str, steps))}")
     return None
 
 
+@contextlib.contextmanager
+def _reading(path: epath.Path) -> Iterator[None]:
+    """Turns what damaged files raise into DamagedError; around nothing but reading, lest it hide our mistakes."""
+    try:
+        yield
+    except DAMAGE as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DamagedError(f"checkpoint {path} is damaged ({reason})") from error
+
+
 def read_position(path: epath.Path) -> Position:
-    """The position stored with a checkpoint. Raises one of `DAMAGE` if it cannot be read."""
-    return Position.from_json(ocp.checkpointables_metadata(path).custom_metadata)
+    """The position stored with a checkpoint.
+
+    Raises:
+        DamagedError: it cannot be read.
+        CheckpointError: it is of a later format.
+    """
+    with _reading(path):
+        return Position.from_json(ocp.checkpointables_metadata(path).custom_metadata)
 
 
 def load_tree(path: epath.Path) -> dict[str, Any]:
-    """A checkpoint's state as nested dicts on one device, whatever model and devices it was saved from."""
+    """A checkpoint's state as nested dicts on one device, whatever model and devices it was saved from.
+
+    Raises:
+        DamagedError: it cannot be read.
+    """
     saved = stored_arrays(path)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved)
-    return ocp.load_checkpointables(path, {"state": abstract})["state"]
+    return _load(path, abstract)
 
 
 def stored_arrays(path: epath.Path) -> dict[str, Any]:
-    """Shapes and dtypes of a checkpoint's state. Raises one of `DAMAGE` if they cannot be read."""
-    saved = ocp.checkpointables_metadata(path).metadata.get("state")
-    if saved is None:
-        raise OSError("its arrays cannot be opened")
+    """Shapes and dtypes of a checkpoint's state. Raises DamagedError if they cannot be read."""
+    with _reading(path):
+        saved = ocp.checkpointables_metadata(path).metadata.get("state")
+        if saved is None:
+            raise OSError("its arrays cannot be opened")
     return saved
+
+
+def _load(path: epath.Path, abstract: dict[str, Any]) -> dict[str, Any]:
+    with _reading(path):
+        return ocp.load_checkpointables(path, {"state": abstract})["state"]
 
 
 def restore(path: epath.Path, target: PyTree) -> PyTree:
@@ -218,13 +254,12 @@ def restore(path: epath.Path, target: PyTree) -> PyTree:
 
     Raises:
         CheckpointError: a leaf is missing, superfluous or of another shape.
-        One of `DAMAGE`: files missing, cut short or altered.
+        DamagedError: files missing, cut short or altered.
     """
     saved = stored_arrays(path)
     check_leaves(path, saved, as_dict(target))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), as_dict(target))
-    loaded = ocp.load_checkpointables(path, {"state": abstract})["state"]
-    leaves = flax.traverse_util.flatten_dict(loaded, sep="/")
+    leaves = flax.traverse_util.flatten_dict(_load(path, abstract), sep="/")
     return jax.tree.unflatten(jax.tree.structure(target), [leaves[name] for name in leaf_names(target)])
 
 

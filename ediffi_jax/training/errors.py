@@ -15,3 +15,7 @@ class ConfigError(TrainingError):
 
 class CheckpointError(TrainingError):
     """A checkpoint that is missing, damaged, or does not fit the model it is loaded into."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint whose files are missing, cut short or altered: the one before it may be good."""
