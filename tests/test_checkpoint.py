@@ -94,6 +94,26 @@ def test_keeps_the_last_k_and_removes_what_a_kill_left(tmp_path: Path, state) ->
     assert not left.exists()
 
 
+def test_a_step_saved_again_is_there_at_every_moment(tmp_path: Path, monkeypatch) -> None:
+    first, second = {"w": jnp.zeros((1, 2))}, {"w": jnp.ones((1, 2))}
+    checkpoints = saved(tmp_path, first, keep=1)
+    path = checkpoint.newest(tmp_path)
+
+    def killed(self) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_replace", killed)
+        checkpoints.save(second, dataclasses.replace(POSITION, phase=2))
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.wait()
+    assert same(checkpoint.load_tree(path), first)
+    again = Checkpoints(tmp_path, 1)
+    assert [file.name for file in again.folder.iterdir()] == ["4"]
+    assert same(checkpoint.load_tree(path), second)
+    assert checkpoint.read_position(path).phase == 2
+
+
 def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 

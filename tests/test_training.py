@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 from training_fakes import Net, make_adamw, make_batch, make_objective, make_state, same, small_config
 
@@ -107,6 +108,26 @@ def test_what_a_run_leaves_behind(finished: Path) -> None:
     position = checkpoint.read_position(checkpoint.newest(finished))
     assert (position.step, position.phase, position.phase_step, position.images) == (8, 1, 4, 96)
     assert position.cuts == (0.5,) and position.expert_ids == (0, 1)
+
+
+def test_a_last_phase_without_steps_leaves_its_branching(finished: Path, tmp_path: Path, monkeypatch) -> None:
+    config = small_config()
+    branching_only = {"steps": 0, "cuts": (0.5,), "parents": (0, 0)}
+    config.phases = (config.phases[0], branching_only)
+    config.keep = 1
+    assert loop.train(config, tmp_path) == loop.FINISHED
+    path = checkpoint.newest(tmp_path)
+    position = checkpoint.read_position(path)
+    assert (path.name, position.phase, position.phase_step, position.cuts) == ("4", 1, 0, (0.5,))
+    before = checkpoint.load_tree(finished / "checkpoints" / "4")["ema"]
+    assert same(newest(tmp_path)["ema"], jax.tree.map(lambda leaf: np.asarray(leaf)[[0, 0]], before))
+    assert [file.name for file in path.parent.iterdir()] == ["4"]
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, "save", None)  # nothing is left to save
+        assert loop.train(config, tmp_path) == loop.FINISHED
+    config.phases = (*config.phases[:1], ConfigDict(branching_only | {"steps": 4}))
+    assert loop.train(config, tmp_path) == loop.FINISHED
+    assert same(newest(tmp_path), newest(finished))
 
 
 def test_branching_by_hand_copies_parents_and_goes_on(finished: Path, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ and, as JSON in its metadata, everything else a restart needs: a `Position`. The
 number of images, since the order of the data is a function of it, so another mesh, device count or
 process count restores the same checkpoint. A checkpoint is complete when Orbax has written its metadata,
 the last thing it does; what a killed process left half-written has another name and is removed.
+A step is saved anew (after a branch without training, or over a damaged checkpoint) as `<step>.new`, which
+takes the old one's place when it is complete: at no moment is there neither.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from ediffi_jax.training.state import TrainState
 
 FORMAT = 1
 TEMPORARY = "orbax-checkpoint-tmp"
+REPLACEMENT = ".new"
 # What Orbax and TensorStore raise for a file that is missing, cut short or altered, found out by doing so to
 # every file of a checkpoint. A flipped bit among the numbers themselves raises nothing: they have no checksum.
 DAMAGE = (OSError, ValueError, KeyError)
@@ -89,7 +92,12 @@ def as_dict(state: PyTree) -> dict[str, Any]:
 
 
 class Checkpoints:
-    """The checkpoints of one workdir, of which the last `keep` stay."""
+    """The checkpoints of one workdir, of which the last `keep` stay.
+
+    Attributes:
+        folder: where they are.
+        last: the position last saved or restored.
+    """
 
     def __init__(self, workdir: str | epath.Path, keep: int = 3) -> None:
         """Removes what a killed process left half-written.
@@ -100,11 +108,14 @@ class Checkpoints:
         self.folder = folder_of(workdir)
         self._keep = keep
         self._pending: Any = None
+        self.last: Position | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in self.folder.iterdir():
-                if TEMPORARY in path.name and jax.process_index() == 0:
-                    path.rmtree()
+            if jax.process_index() == 0:
+                for path in self.folder.iterdir():
+                    if TEMPORARY in path.name:
+                        path.rmtree()
+                self._replace()
         except OSError as error:
             raise CheckpointError(f"{self.folder} cannot be written: {error}; expected a writable folder") from error
 
@@ -116,6 +127,9 @@ class Checkpoints:
         """Starts writing; returns once the arrays are copied, so the state may be donated."""
         self.wait()
         path = self.folder / str(position.step)
+        if position.step in self.steps():
+            path = self.folder / f"{position.step}{REPLACEMENT}"
+        self.last = position
         self._pending = ocp.save_checkpointables_async(
             path, {"state": as_dict(state)}, overwrite=True, custom_metadata=dataclasses.asdict(position)
         )
@@ -127,8 +141,17 @@ class Checkpoints:
         self._pending.result()
         self._pending = None
         if jax.process_index() == 0:
+            self._replace()
             for step in self.steps()[: -self._keep or None]:
                 shutil.rmtree(self.folder / str(step), ignore_errors=True)
+
+    def _replace(self) -> None:
+        """Puts complete replacements in the place of what they replace."""
+        for path in self.folder.glob(f"*{REPLACEMENT}"):
+            old = self.folder / path.name.removesuffix(REPLACEMENT)
+            if old.exists():
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+            path.rename(old)
 
     def restore_newest(self, target: Callable[[Position], PyTree]) -> tuple[TrainState, Position] | None:
         """The newest readable checkpoint; damaged ones are named in the log and passed over.
@@ -147,7 +170,9 @@ class Checkpoints:
             position = read_position(path)
             return restore(path, target(position)), position
 
-        return newest_readable(self.folder, read)
+        restored = newest_readable(self.folder, read)
+        self.last = None if restored is None else restored[1]
+        return restored
 
 
 def folder_of(workdir: str | epath.Path) -> epath.Path:

@@ -117,7 +117,9 @@ class PhaseLoop:
 
     def train(self, state: TrainState, position: Position) -> tuple[TrainState, Position]:
         """Trains to the end of the phase, or until stopped; saved either way."""
-        saved = position.step if position.step in self.checkpoints.steps() else -1
+        last = self.checkpoints.last
+        # Stopped before its first step, a phase will be branched again; one without steps leaves its branching.
+        saved = last.step if last and (self.phase.steps > 0 or last.phase == position.phase) else -1
         batches = None
         while position.phase_step < self.phase.steps and not self.stop.at(position.step):
             batches = batches or self.run.batches(self.phase, position.images)
