@@ -78,6 +78,7 @@ def test_overrides_that_cannot_be(config: ConfigDict, word: str, message: str) -
         (["batch_size=0"], "config.batch_size=0; expected 1 or more"),
         (["profile=9:3"], "expected FIRST:LAST"),
         (["save_every=-1"], "config.save_every=-1"),
+        (["eval_batches=0"], "config.eval_batches=0; expected 1 or more, or config.eval_every=0"),
         (["aug.level=-1"], "config.aug.level=-1.0; expected 0 or more"),
         (["sampler.name=eular"], "unknown sampler 'eular'; did you mean 'euler'?"),
         (["sampler.steps=0"], "steps is 0; expected a whole number >= 1"),
@@ -91,6 +92,11 @@ def test_values_that_cannot_be(config: ConfigDict, changes: list[str], message: 
     with pytest.raises(ConfigError) as caught:
         training_config.validate(config)
     assert message in str(caught.value)
+
+
+def test_without_evaluation_no_batches_are_asked_for(config: ConfigDict) -> None:
+    config.eval_every = config.eval_batches = 0
+    training_config.validate(config)
 
 
 def test_unknown_and_missing_keys_are_named(config: ConfigDict) -> None:

@@ -115,6 +115,8 @@ def validate(config: ConfigDict) -> tuple[Phase, ...]:
     _expect(config, "keep", lambda n: n >= 1, "1 or more")
     for key in ("log_every", "eval_every", "save_every", "sample_every"):
         _expect(config, key, lambda n: n >= 0, "a number of steps, 0 for never")
+    if config.eval_every:
+        _expect(config, "eval_batches", lambda n: n >= 1, "1 or more, or config.eval_every=0 for no evaluation")
     profile_steps(config.profile)
     _check_sampler(config)
     return parse_phases(config.phases)
