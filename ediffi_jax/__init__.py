@@ -29,6 +29,7 @@ _NAMES = {
     "contact_sheet": ("pictures", "contact_sheet"),
     "encoders": ("encoders", None),
     "guidance": ("guidance", None),
+    "paint": ("paint", None),
     "samplers": ("samplers", None),
 }
 

@@ -85,6 +85,9 @@ class Cascade:
         sampler: str | Mapping[str, str] | None = None,
         steps: int | Mapping[str, int] | None = None,
         batch_size: int | None = None,
+        paint: Any = None,
+        paint_weight: float | Sequence[float] | None = None,
+        paint_stages: str | Sequence[str] | None = None,
         callback: Callback | None = None,
         return_stages: bool = False,
         progress: bool = True,
@@ -104,6 +107,14 @@ class Cascade:
             sampler: name in `samplers.SAMPLERS`, for every stage or {stage: name}.
             steps: solver steps, for every stage or {stage: steps}.
             batch_size: images at a time; default 8 per device. Changes no image but for rounding.
+            paint: {phrase: mask}, where phrases of the prompt belong; one for all prompts, or a list with one
+                (or None) each. A phrase is words of the prompt; "red circle#2" is its second occurrence,
+                without #n it is the first. A mask is a file, a PIL image, an array [h, w] (bool, uint8, or float
+                in [0, 1]) of any size, "left", "right", "top", "bottom", or "box:x0,y0,x1,y1"; see
+                `ediffi_jax.paint`. Masks may overlap; where a word has several, they add.
+            paint_weight: w' of the painting, one for all or one per prompt; 0 is none. Default
+                `paint.PAINT_WEIGHT`.
+            paint_stages: stages that follow the painting; default the base.
             callback: called as callback(stage, step, sigma, expert, x0) after each solver step.
             return_stages: also return the smaller images of the stages before.
             progress: show a progress bar.
@@ -112,11 +123,12 @@ class Cascade:
             uint8 [P * num, H, W, 3], image k of prompt p at p * num + k; or {stage: images}.
 
         Raises:
-            CascadeError, SamplerError, EncoderError, PictureError: what is wrong, in one line.
+            CascadeError, SamplerError, EncoderError, PictureError, PaintError: what is wrong, in one line.
         """
         request = self.request(
             prompts, num=num, seed=seed, guidance=guidance, negative=negative, style=style, encoders=encoders,
             sampler=sampler, steps=steps, batch_size=batch_size,
+            paint=paint, paint_weight=paint_weight, paint_stages=paint_stages,
         )  # fmt: skip
         batches = list(self.run(request, callback=callback, progress=progress))
         images = {
@@ -127,11 +139,14 @@ class Cascade:
     def request(self, prompts: str | Sequence[str], **wishes: Any) -> Request:
         """Checks the arguments of `sample` and fills in defaults, computing nothing."""
         specs = [stage.spec for stage in self.stages]
-        return make_request(specs, self.encoders.image_size, prompts, devices=self._devices, **wishes)
+        return make_request(
+            specs, self.encoders.image_size, prompts, devices=self._devices, readers=self.encoders, **wishes
+        )
 
     def run(self, request: Request, *, callback: Callback | None = None, progress: bool = True) -> Iterator[Batch]:
         """Samples batch by batch, yielding each as soon as it is through all stages."""
         cond, null = self._conditionings(request)
+        painting = None if request.paint is None else request.paint.painting()
         total = request.total * len(self.stages)
         interval = 0.2 if sys.stderr.isatty() else 10.0
         with tqdm(total=total, desc="sampling", unit="pic", disable=not progress, mininterval=interval) as bar:
@@ -142,10 +157,12 @@ class Cascade:
                 x = None
                 for number, stage in enumerate(self.stages):
                     bar.set_postfix_str(stage.spec.name)
+                    painted = painting is not None and stage.spec.name in request.paint.stages
                     keys = image_keys(np.uint32(request.seed), indices.astype(np.uint32), stage_index=number)
                     x = stage.sample(
                         pick(cond), keys, low_res=x, null=None if null is None else pick(null),
-                        settings=request.stages[stage.spec.name], callback=callback,
+                        settings=request.stages[stage.spec.name], paint=pick(painting) if painted else None,
+                        callback=callback,
                     )  # fmt: skip
                     images[stage.spec.name] = to_uint8(np.asarray(x)[:count])
                     bar.update(count)

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from ediffi_jax import samplers
+from ediffi_jax import models, samplers
 from ediffi_jax.conditioning import ENCODERS
+from ediffi_jax.encoders import Encoders
 from ediffi_jax.errors import nearest
+from ediffi_jax.paint import PaintError, Plan, make_plan
 from ediffi_jax.pictures import read_style
 from ediffi_jax.release import SamplerSpec, StageSpec
 from ediffi_jax.stage import THRESHOLDS, CascadeError
@@ -37,6 +39,7 @@ class Request:
         encoders: which of t5, clip_text, clip_image the images are conditioned on.
         stages: sampling settings of every stage.
         batch_size: images at a time.
+        paint: painted phrases, or None.
     """
 
     prompts: tuple[str, ...]
@@ -47,6 +50,7 @@ class Request:
     encoders: tuple[str, ...]
     stages: Mapping[str, SamplerSpec]
     batch_size: int
+    paint: Plan | None = None
 
     @property
     def total(self) -> int:
@@ -82,24 +86,36 @@ def make_request(
     sampler: str | Mapping[str, str] | None = None,
     steps: int | Mapping[str, int] | None = None,
     batch_size: int | None = None,
+    paint: Any = None,
+    paint_weight: float | Sequence[float] | None = None,
+    paint_stages: str | Sequence[str] | None = None,
     devices: int = 1,
+    readers: Encoders | None = None,
 ) -> Request:
     """Checks what a user asks for; see `Cascade.sample` for the arguments.
 
+    Args:
+        specs: of the stages.
+        vision_size: pixels that the image encoder sees; 0 without one.
+        devices: the batch size is a multiple of their number.
+        readers: the encoders, in whose tokens painted phrases are found; needed only with paint.
+
     Raises:
-        CascadeError, SamplerError, PictureError: what is wrong, in one line.
+        CascadeError, SamplerError, PictureError, PaintError: what is wrong, in one line.
     """
     texts = _texts(prompts, "prompts")
     stages = _stages(specs, guidance, sampler, steps)
+    wanted = _encoders(encoders, style)
     return Request(
         prompts=texts,
         num=_whole(num, "num", 1),
         seed=_whole(seed, "seed", 0, 2**32 - 1),
         negative=_negative(negative, len(texts), stages),
         style=_style(style, len(texts), vision_size),
-        encoders=_encoders(encoders, style),
+        encoders=wanted,
         stages=stages,
         batch_size=BATCH_SIZE * devices if batch_size is None else _whole(batch_size, "batch_size", 1),
+        paint=_paint(specs, texts, paint, paint_weight, paint_stages, wanted, readers),
     )
 
 
@@ -201,3 +217,30 @@ def _encoders(encoders: Sequence[str] | None, style: Any) -> tuple[str, ...]:
     if style is not None and "clip_image" not in wanted:
         raise CascadeError("a style image acts through the encoder clip_image, which encoders leaves out")
     return tuple(name for name in ENCODERS if name in wanted)
+
+
+def _paint(
+    specs: Sequence[StageSpec],
+    texts: Sequence[str],
+    paint: Any,
+    weight: float | Sequence[float] | None,
+    stages: str | Sequence[str] | None,
+    wanted: Sequence[str],
+    readers: Encoders | None,
+) -> Plan | None:
+    """The painting of all prompts, None if there is none."""
+    if paint is None or paint == {} or (isinstance(paint, (list, tuple)) and not any(paint)):
+        if weight is not None:
+            raise PaintError("paint_weight without paint; expected paint={phrase: mask} with it")
+        return None
+    if readers is None:
+        raise TypeError("painting needs the encoders: give readers, or ask through `Cascade.request`")
+    by_name = {spec.name: spec for spec in specs}
+    names = specs[0].name if stages is None else stages
+    names = (names,) if isinstance(names, str) else tuple(names)
+    for name in names:
+        if name not in by_name:
+            raise PaintError(f"paint_stages names the unknown stage {name!r}{nearest(str(name), by_name)}")
+        if not models.build(by_name[name].model).cross_attention_resolutions:
+            raise PaintError(f"stage {name!r} has no cross-attention, which painting acts through; expected another")
+    return make_plan(texts, paint, weight, names, size=specs[0].resolution, encoders=readers, used=wanted)

@@ -94,6 +94,7 @@ def write_samples(out: str | os.PathLike, cascade: Cascade, request: Request, st
             write_png(folder / file, image)
             lines.append(
                 {"file": file, "index": index, "prompt": request.prompts[prompt], "seed": request.seed, **common}
+                | ({"paint": request.paint.record(prompt)} if request.paint else {})
             )
             if len(shown) < SHEET_LIMIT:
                 shown.append(image)
@@ -137,6 +138,7 @@ def settings(request: Request, style: Any = None) -> dict[str, Any]:
         "sampler": {name: stage.name for name, stage in request.stages.items()},
         "steps": {name: stage.steps for name, stage in request.stages.items()},
         "batch_size": request.batch_size,
+        **(request.paint.settings() if request.paint else {}),
     }
 
 

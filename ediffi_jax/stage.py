@@ -27,6 +27,7 @@ from ediffi_jax import conditioning, experts, guidance, models, samplers
 from ediffi_jax.conditioning import Conditioning
 from ediffi_jax.denoiser import DenoiseFn, precondition
 from ediffi_jax.errors import UserError, nearest
+from ediffi_jax.paint import PaintError, Painting
 from ediffi_jax.release import SamplerSpec, StageSpec
 
 THRESHOLDS: Mapping[str, Callable[[DenoiseFn], DenoiseFn]] = {
@@ -87,6 +88,7 @@ class Stage:
         aug_level: float | Float[Array, "b"] | None = None,
         threshold: str | None = None,
         interval: tuple[float, float] | None = None,
+        paint: Painting | None = None,
     ) -> DenoiseFn:
         """The denoiser that samplers see, `denoise(x [B, R, R, 3], sigma scalar) -> x0`.
 
@@ -99,11 +101,13 @@ class Stage:
             aug_level: standard deviation of that noise; default the stage's.
             threshold: "static", "dynamic" or None.
             interval: (low, high) range of sigma in which guidance acts; default all.
+            paint: painted phrases, rows [B, ...]; acts in the conditional pass only.
 
         Raises:
             CascadeError: low_res missing or out of place, unknown threshold.
+            PaintError: paint that does not fit the conditioning, or a stage without cross-attention.
         """
-        inputs = self._inputs(conditioning, null, guidance, low_res, aug_level)
+        inputs = self._inputs(conditioning, null, guidance, low_res, aug_level, paint)
         guided = not isinstance(guidance, (int, float)) or guidance != 0.0
         return self._denoise(self._experts, inputs, guided=guided, threshold=threshold, interval=interval)
 
@@ -116,6 +120,7 @@ class Stage:
         null: Conditioning | None = None,
         settings: SamplerSpec | None = None,
         aug_level: float | None = None,
+        paint: Painting | None = None,
         callback: Callback | None = None,
     ) -> Float[Array, "b r r 3"]:
         """Images in [-1, 1], one per key. Compiled once per batch size and kind of settings.
@@ -127,14 +132,15 @@ class Stage:
             null: what guidance leads away from; default nothing.
             settings: sampler, steps, grid, guidance; default the stage's.
             aug_level: standard deviation of the noise added to low_res; default the stage's.
+            paint: painted phrases, rows [B, ...]; without, the program is the unpainted one.
             callback: called after each step; costs a fresh compilation in each process, and runs on one device.
 
         Raises:
-            CascadeError, SamplerError: settings that cannot be, low_res missing or out of place.
+            CascadeError, SamplerError, PaintError: settings that cannot be, low_res or paint missing or out of place.
         """
         settings = settings or self.spec.sampler
         guided = settings.guidance != 0.0
-        inputs = self._inputs(conditioning, null if guided else None, settings.guidance, low_res, aug_level)
+        inputs = self._inputs(conditioning, null if guided else None, settings.guidance, low_res, aug_level, paint)
         self._listeners[:] = [] if callback is None else [callback]
         single = callback is not None or bool(self.devices) and keys.shape[0] % len(self.devices) != 0
         weight = inputs.pop("weight")
@@ -161,6 +167,7 @@ class Stage:
         weight: float | Array,
         low_res: Array | None,
         aug_level: float | Array | None,
+        paint: Painting | None = None,
     ) -> dict[str, Any]:
         """What the denoiser depends on besides parameters, with every default filled in."""
         size, batch = self.spec.low_resolution, jax.tree.leaves(cond)[0].shape[0]
@@ -169,6 +176,8 @@ class Stage:
             raise CascadeError(f"stage {self.spec.name!r} {needs}")
         if low_res is not None and tuple(low_res.shape) != (batch, size, size, 3):
             raise CascadeError(f"low_res has shape {tuple(low_res.shape)}; expected {(batch, size, size, 3)}")
+        if paint is not None:
+            self._check_paint(paint, cond)
         level = self.spec.aug_level if aug_level is None else aug_level
         return {
             "cond": cond,
@@ -176,7 +185,22 @@ class Stage:
             "weight": jnp.asarray(weight, jnp.float32),
             "low_res": low_res,
             "aug_level": jnp.broadcast_to(jnp.asarray(level, jnp.float32), (batch,)) if size else None,
+            "paint": paint,
         }
+
+    def _check_paint(self, paint: Painting, cond: Conditioning) -> None:
+        if not self.has_cross_attention:
+            raise PaintError(f"stage {self.spec.name!r} has no cross-attention, which painting acts through")
+        batch, tokens = cond.t5.shape[0], cond.clip_text.shape[1] + cond.t5.shape[1] + 2
+        shapes = jnp.shape(paint.masks), jnp.shape(paint.weight)
+        if len(shapes[0]) != 4 or (shapes[0][0], shapes[0][3], *shapes[1]) != (batch, tokens, batch):
+            expected = f"[{batch}, h, w, {tokens}] and [{batch}]"
+            raise PaintError(f"paint has masks {list(shapes[0])} and weight {list(shapes[1])}; expected {expected}")
+
+    @property
+    def has_cross_attention(self) -> bool:
+        """Whether the network attends to words at all, and so can be painted."""
+        return bool(self.network.cross_attention_resolutions)
 
     def _denoise(
         self,
@@ -191,9 +215,9 @@ class Stage:
         if threshold is not None and threshold not in THRESHOLDS:
             raise CascadeError(f"unknown threshold {threshold!r}{nearest(str(threshold), THRESHOLDS)}")
         # What belongs to an image travels with its condition: guidance doubles all of it.
-        images = {name: inputs[name] for name in ("low_res", "aug_level") if inputs[name] is not None}
+        images = {name: inputs[name] for name in ("low_res", "aug_level", "paint") if inputs[name] is not None}
 
-        def denoise_of(rows: tuple[Conditioning, Mapping[str, Array]]) -> DenoiseFn:
+        def denoise_of(rows: tuple[Conditioning, Mapping[str, Any]]) -> DenoiseFn:
             cond, extra = rows
 
             def expert(expert_params: PyTree) -> DenoiseFn:
@@ -208,7 +232,7 @@ class Stage:
         denoise = denoise_of(given)
         if guided:
             span = (0.0, float("inf")) if interval is None else interval
-            null = (inputs["null"], images)
+            null = (inputs["null"], {**images, "paint": images["paint"].unpainted()} if "paint" in images else images)
             denoise = guidance.classifier_free(denoise_of, given, null, inputs["weight"], span)
         return denoise if threshold is None else THRESHOLDS[threshold](denoise)
 
@@ -216,7 +240,9 @@ class Stage:
     def _apply(self) -> Callable[..., Array]:
         """The network as a function of its own, so that it is traced once and not once per expert."""
 
-        def apply(params: PyTree, x: Array, c_noise: Array, cond: Conditioning, extra: Mapping[str, Array]) -> Array:
+        def apply(params: PyTree, x: Array, c_noise: Array, cond: Conditioning, extra: Mapping[str, Any]) -> Array:
+            if "paint" in extra:
+                extra = {**extra, "paint": extra["paint"].at(c_noise)}
             return self.network.apply({"params": params}, x, c_noise, cond, **extra)
 
         return jax.jit(apply)

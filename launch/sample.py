@@ -9,6 +9,15 @@ writes samples/0000.png … (index = prompt * num + k), contact_sheet.png, and s
 
 Guidance follows D = D_c + w (D_c - D_0): --guidance=0 is none, larger follows the prompt more closely. A number
 is the base stage's weight; --guidance=base=3,sr64=1 reaches any stage. Default: what the cascade was tuned for.
+--paint puts phrases of the prompt where you want them (paint-with-words), and may be repeated:
+
+  --paint="red circle=left" --paint="blue square=mask.png" --paint="red circle#2=box:0.5,0,1,0.5"
+
+A mask is a picture of any size (white is the phrase's own, gray is softer), left, right, top, bottom, or a box
+x0,y0,x1,y1 in fractions; "#2" is the phrase's second occurrence. Or one colour-coded picture for all:
+--canvas=canvas.png --legend="#ff0000=red circle,#0000ff=blue square". Masks may overlap; where a word has
+several they add. All prompts are painted alike. --paint_weight (0 = not painted) says how strongly.
+
 --negative says what to lead away from. --style=photo.png takes the style of a picture. --encoders=t5 conditions
 on T5 alone (of t5, clip_text, clip_image). --sampler and --steps hold for all stages, or per stage as above.
 """
@@ -30,6 +39,10 @@ GUIDANCE = flags.DEFINE_string("guidance", None, "Weight w, 0 = none: a number f
 NEGATIVE = flags.DEFINE_multi_string("negative", None, "What guidance leads away from: once, or once per prompt.")
 STYLE = flags.DEFINE_multi_string("style", None, "Picture whose style to take: once, or once per prompt.")
 ENCODERS = flags.DEFINE_list("encoders", None, "Only these of t5, clip_text, clip_image.")
+PAINT = flags.DEFINE_multi_string("paint", [], "phrase=mask: where a phrase belongs. May be repeated.")
+CANVAS = flags.DEFINE_string("canvas", None, "Colour-coded picture that paints the phrases of --legend.")
+LEGEND = flags.DEFINE_string("legend", None, "colour=phrase,colour=phrase of --canvas.")
+PAINT_WEIGHT = flags.DEFINE_float("paint_weight", None, "How strongly phrases are painted; 0 = not at all.")
 SAMPLER = flags.DEFINE_string("sampler", None, "Solver for all stages, or stage=name,stage=name.")
 STEPS = flags.DEFINE_string("steps", None, "Solver steps for all stages, or stage=n,stage=n.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Pictures at a time; default 8 per device.")
@@ -40,7 +53,7 @@ def main(overrides: list[str]) -> None:
     """Checks everything, then samples."""
     if overrides:
         raise UserError(f"unexpected --config.{overrides[0]}; only launch.train takes a config")
-    from ediffi_jax import cascade, pictures, samples
+    from ediffi_jax import cascade, paint, pictures, samples
 
     prompts = samples.read_prompts(PROMPT.value, PROMPTS_FILE.value)
     wishes = {
@@ -50,6 +63,8 @@ def main(overrides: list[str]) -> None:
         "negative": NEGATIVE.value,
         "style": STYLE.value,
         "encoders": ENCODERS.value,
+        "paint": paint.parse(PAINT.value, CANVAS.value, LEGEND.value),
+        "paint_weight": PAINT_WEIGHT.value,
         "sampler": samples.per_stage(SAMPLER.value, str, "sampler"),
         "steps": samples.per_stage(STEPS.value, int, "steps"),
         "batch_size": BATCH_SIZE.value,

@@ -77,7 +77,7 @@ class TextTokenizer:
         """Ids int32 [b, length] and mask bool [b, length], True up to and including the end token."""
         ids = np.full((len(prompts), self.length), self.pad, np.int32)
         mask = np.zeros((len(prompts), self.length), bool)
-        room = self.length - len(self.start) - 1
+        room = self.room
         for row, encoding in enumerate(self.backend.encode_batch(list(prompts), add_special_tokens=False)):
             if len(encoding.ids) > room:
                 self._warn(prompts[row], encoding.offsets[room][0], room)
@@ -85,6 +85,20 @@ class TextTokenizer:
             ids[row, : len(line)] = line
             mask[row, : len(line)] = True
         return ids, mask
+
+    @property
+    def room(self) -> int:
+        """How many pieces of a prompt fit between the start and end tokens."""
+        return self.length - len(self.start) - 1
+
+    def offsets(self, prompt: str) -> list[tuple[int, int]]:
+        """For each piece of the prompt the characters [begin, end) it stands for, those that do not fit included.
+
+        Piece i has id number len(start) + i of the prompt's ids, if i < `room`. Cleaning (lower case, white space,
+        Unicode forms) is accounted for: offsets count characters of the prompt as it is given. Pieces
+        of one character (bytes) have the same offsets.
+        """
+        return self.backend.encode_batch([prompt], add_special_tokens=False)[0].offsets
 
     def _warn(self, prompt: str, begin: int, room: int) -> None:
         logging.warning("%s reads the first %d tokens of a prompt; lost: %r", self.name, room, prompt[begin:].strip())
