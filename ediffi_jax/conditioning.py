@@ -132,8 +132,3 @@ def select(cond: Conditioning, encoders: Collection[str]) -> Conditioning:
             raise ConditioningError(f"no encoder is called {name!r}{nearest(name, ENCODERS)}")
     batch = cond.clip_image_mask.shape[0]
     return _keep(cond, {name: jnp.full((batch,), name in names) for name in ENCODERS})
-
-
-def concat(a: Conditioning, b: Conditioning) -> Conditioning:
-    """The samples of `a`, then those of `b`, as one batch."""
-    return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), a, b)

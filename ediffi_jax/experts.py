@@ -17,12 +17,11 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jaxtyping import Array, Float, Int
 
 from ediffi_jax.denoiser import DenoiseFn
 from ediffi_jax.errors import UserError
-from ediffi_jax.noise import Interval, LogNormal, draw_sigma
+from ediffi_jax.noise import Interval, LogNormal
 from ediffi_jax.types import Images, Params, Scalar, Sigmas
 
 
@@ -77,42 +76,6 @@ class Ensemble:
     def route(self, sigma: float | Float[Array, "*shape"]) -> Int[Array, "*shape"]:
         """The expert of each noise level, int32: the number of cuts at or below it. Exact at float32 neighbours."""
         return jnp.sum(jnp.asarray(sigma)[..., None] >= self.edges()[1:-1], axis=-1, dtype=jnp.int32)
-
-    def draw_sigma(self, key: Array, expert: int | Int[Array, ""], shape: Sequence[int]) -> Float[Array, "*shape"]:
-        """Noise levels from p(sigma) within one expert's interval; every one of them routes to that expert.
-
-        Args:
-            key: PRNG key.
-            expert: which one, may be traced.
-            shape: of the result.
-        """
-        low, high = jnp.array([(each.low, each.high) for each in self.intervals], jnp.float32)[expert]
-        edges = jnp.asarray(self.edges())
-        return draw_sigma(key, self.noise, Interval(low, high), shape, edges[expert], edges[expert + 1])
-
-    def branch_parents_check(self, new_cuts: Sequence[float], parents: Sequence[int]) -> Ensemble:
-        """The ensemble with other cuts, after a check that its experts can start from this one's.
-
-        Args:
-            new_cuts: cuts of the new ensemble.
-            parents: for each new expert, the expert of this ensemble it starts from. Any will do (the
-                paper's middle expert may start anywhere); one that never saw its noise levels is warned of.
-
-        Raises:
-            ExpertError: cuts that are no partition, parents of the wrong length or out of range.
-        """
-        new = Ensemble(tuple(new_cuts), self.noise)
-        if len(parents) != new.num_experts:
-            raise ExpertError(
-                f"{len(parents)} parents for {new.num_experts} experts ({len(new.cuts)} cuts);"
-                f" expected {new.num_experts}, one per expert, such as {(0,) * new.num_experts}"
-            )
-        _check_parents(parents, self.num_experts)
-        for child, parent in enumerate(parents):
-            mine, its = new.intervals[child], self.intervals[parent]
-            if min(mine.high, its.high) <= max(mine.low, its.low):
-                logging.warning("expert %d of %s starts from %s, which never saw its noise levels", child, mine, its)
-        return new
 
 
 def node(level: int, index: int) -> Interval:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr, ndtri
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from ediffi_jax.errors import UserError
 
@@ -79,10 +79,6 @@ class Interval:
 
     low: Real = 0.0
     high: Real = 1.0
-
-    def contains(self, q: Reals) -> bool | Bool[Array, "*shape"]:
-        """Whether the mass q lies inside; an interval owns its lower end, and [.., 1] its upper one too."""
-        return (q >= self.low) & ((q < self.high) | ((self.high >= 1.0) & (q <= 1.0)))
 
 
 def draw_sigma(

@@ -104,9 +104,3 @@ def test_select_takes_one_name_and_refuses_an_unknown_one():
     assert kept(conditioning.select(ones(1), "t5"))["t5"].all()
     with pytest.raises(ConditioningError, match="did you mean 'clip_text'"):
         conditioning.select(ones(1), ["clip_txt"])
-
-
-def test_concat_puts_one_batch_after_the_other():
-    both = conditioning.concat(ones(2), conditioning.zeros(3, SPEC))
-    assert isinstance(both, Conditioning)
-    np.testing.assert_array_equal(kept(both)["t5"], [True, True, False, False, False])

@@ -89,12 +89,6 @@ def test_intervals_may_be_mapped_over_experts() -> None:
         np.testing.assert_allclose(row, draw_sigma(key, NOISE, Interval(low, high), (64,)), rtol=1e-5)
 
 
-def test_an_interval_owns_its_lower_end_and_the_last_one_also_one() -> None:
-    assert Interval(0.25, 0.5).contains(0.25) and not Interval(0.25, 0.5).contains(0.5)
-    assert Interval(0.5, 1.0).contains(1.0) and not Interval(0.5, 1.0).contains(1.1)
-    np.testing.assert_array_equal(Interval(0.25, 0.5).contains(np.array([0.2, 0.3, 0.6])), [False, True, False])
-
-
 @pytest.mark.parametrize("bad", [{"std": 0.0}, {"std": -1.0}, {"mean": float("nan")}, {"std": float("inf")}])
 def test_impossible_parameters_are_refused(bad: dict) -> None:
     with pytest.raises(NoiseError, match="expected finite numbers and std > 0"):

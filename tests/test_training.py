@@ -147,6 +147,25 @@ def test_branching_by_hand_copies_parents_and_goes_on(finished: Path, tmp_path: 
     assert checkpoint.read_position(checkpoint.newest(alone)).expert_ids == (2,)
 
 
+def test_a_stranger_as_parent_is_warned_of_once(finished: Path, tmp_path: Path, caplog) -> None:
+    new = tmp_path / "new"
+    with caplog.at_level("WARNING", logger="absl"):
+        branching.branch_workdir(str(finished), str(new), cuts=(0.25, 0.5), parents=(0, 1, 1), steps=0)
+    assert [message for message in caplog.messages if "never saw" in message] == [
+        "expert 1 of cuts (0.25, 0.5), for quantiles 0.25 to 0.5 of p(sigma), starts from expert 1 of the phase before,"
+        " which never saw these noise levels: it has 0.5 to 1"
+    ]
+    caplog.clear()
+    with caplog.at_level("WARNING", logger="absl"):
+        assert loop.train(config_files.read_workdir(new), new) == loop.FINISHED
+    assert not [message for message in caplog.messages if "never saw" in message]
+    config = small_config()
+    config.phases = tuple(ConfigDict({**phase, "steps": 0}) for phase in config_files.read_workdir(new).phases)
+    with caplog.at_level("WARNING", logger="absl"):
+        assert loop.train(config, tmp_path / "whole") == loop.FINISHED
+    assert len([message for message in caplog.messages if "never saw" in message]) == 1
+
+
 @pytest.mark.parametrize(
     ("cuts", "parents", "message"),
     [

@@ -14,12 +14,11 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from ediffi_jax.errors import UserError
-from ediffi_jax.noise import LogNormal
 from ediffi_jax.training import config as training_config
 from ediffi_jax.training import config_files as files
 from ediffi_jax.training.errors import ConfigError, TrainingError
 from ediffi_jax.training.mesh import check_batch_size, leaf_spec, make_mesh
-from ediffi_jax.training.schedule import Phase, parse_phases, phase_end
+from ediffi_jax.training.schedule import Phase, parse_phases, warn_of_strangers
 
 
 @pytest.fixture
@@ -162,11 +161,30 @@ def test_phases_say_who_starts_from_whom() -> None:
     phases = parse_phases([{"steps": 5}, *grown])
     assert [phase.num_experts for phase in phases] == [1, 2, 3]
     assert phases[2].rows == (0, 1, 1)
-    assert [phase_end(phases, i) for i in range(3)] == [5, 8, 10]
     alone = Phase(steps=1, cuts=(0.2, 0.5), parents=(0, 1, 1), expert=2)
     assert (alone.rows, alone.expert_ids) == ((1,), (2,))
-    interval = alone.intervals(LogNormal())[0]
+    interval = alone.intervals[0]
     assert (interval.low, interval.high) == (0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("before", "phase", "warnings"),
+    [
+        ({}, {"cuts": (0.25,)}, []),
+        ({"cuts": (0.5,)}, {"cuts": (0.25, 0.5), "parents": (0, 0, 1)}, []),
+        ({"cuts": (0.5,)}, {"cuts": (0.25,), "parents": (0, 0)}, []),  # half of what it takes on is new to it
+        ({"cuts": (0.5,)}, {"cuts": (0.25, 0.5), "parents": (0, 1, 1)}, ["expert 1 of cuts (0.25, 0.5)"]),
+        ({"cuts": (0.5,)}, {"cuts": (0.25, 0.5), "parents": (0, 1, 1), "expert": 2}, []),
+        ({"cuts": (0.5,), "expert": 1}, {"cuts": (0.5,)}, ["expert 0 of cuts (0.5,)"]),
+        ({"cuts": (0.5,)}, {"cuts": (0.5,)}, ["expert 1 of cuts (0.5,)"]),
+    ],
+)
+def test_an_expert_that_starts_from_a_stranger_is_warned_of(before: dict, phase: dict, warnings: list, caplog) -> None:
+    with caplog.at_level("WARNING", logger="absl"):
+        warn_of_strangers(parse_phases([{"steps": 1, **before}, {"steps": 1, **phase}]))
+    assert len(caplog.messages) == len(warnings)
+    for message, start in zip(caplog.messages, warnings, strict=True):
+        assert message.startswith(start) and "never saw these noise levels" in message
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from ediffi_jax.training import checkpoint, config_files
 from ediffi_jax.training.checkpoint import Checkpoints, Position
 from ediffi_jax.training.config import validate
 from ediffi_jax.training.errors import ConfigError
-from ediffi_jax.training.schedule import Phase, check_phase
+from ediffi_jax.training.schedule import Phase, check_phase, warn_of_strangers
 
 
 def branch_workdir(
@@ -62,7 +62,8 @@ def branch_workdir(
     check_phase(phase, rows=len(position.expert_ids), name=f"branching {old}")
     append_phase(config, position, phase)
     config_files.override(config, overrides)
-    validate(config)
+    phases = validate(config)
+    warn_of_strangers(phases[position.phase : position.phase + 2])
     position = dataclasses.replace(
         position,
         phase=position.phase + 1,

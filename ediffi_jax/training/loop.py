@@ -29,7 +29,7 @@ from ediffi_jax.training.mesh import put_batch
 from ediffi_jax.training.observers import Console, Files, Observer, Profile, TensorBoard, Wandb
 from ediffi_jax.training.preview import make_preview
 from ediffi_jax.training.run import Run
-from ediffi_jax.training.schedule import Phase
+from ediffi_jax.training.schedule import Phase, warn_of_strangers
 from ediffi_jax.training.signals import StopRequest
 from ediffi_jax.training.state import TrainState
 from ediffi_jax.training.step import Metrics, make_train_step
@@ -60,6 +60,7 @@ def train(config: ConfigDict, workdir: str | epath.Path) -> int:
         checkpoints = Checkpoints(workdir, config.keep)
         write_workdir(workdir, config)
         state, position = run.start(checkpoints)
+        warn_of_strangers(run.phases[position.phase :])
         observers = make_observers(run, position)
         try:
             while True:

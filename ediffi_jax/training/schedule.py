@@ -9,7 +9,10 @@ on different hardware or for different numbers of steps.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
+
+from absl import logging
 
 from ediffi_jax.experts import Ensemble
 from ediffi_jax.noise import Interval, LogNormal
@@ -47,9 +50,10 @@ class Phase:
         """Experts trained here: the length of the leading axis of every leaf of the state."""
         return len(self.expert_ids)
 
-    def intervals(self, noise: LogNormal) -> tuple[Interval, ...]:
+    @property
+    def intervals(self) -> tuple[Interval, ...]:
         """The quantile intervals of the experts trained here."""
-        every = self.ensemble(noise).intervals
+        every = Ensemble(cuts=self.cuts).intervals
         return tuple(every[i] for i in self.expert_ids)
 
     @property
@@ -111,6 +115,20 @@ def check_phase(phase: Phase, *, rows: int, name: str) -> None:
         raise ConfigError(f"{name}: expert {phase.expert} does not exist; expected -1 (all) or 0 to {experts - 1}")
 
 
-def phase_end(phases: Sequence[Phase], index: int) -> int:
-    """The step at which phase `index` is finished, counted from the start of the run."""
-    return sum(phase.steps for phase in phases[: index + 1])
+def warn_of_strangers(phases: Sequence[Phase]) -> None:
+    """Warns of experts that start from one which never saw any of their noise levels.
+
+    That is allowed: a whole new range has to start somewhere, as the paper's middle expert may.
+
+    Args:
+        phases: consecutive ones; the first has its weights already.
+    """
+    for before, phase in itertools.pairwise(phases):
+        for expert, row, own in zip(phase.expert_ids, phase.rows, phase.intervals, strict=True):
+            parent = before.intervals[row]
+            if min(own.high, parent.high) <= max(own.low, parent.low):
+                logging.warning(
+                    "expert %d of cuts %s, for quantiles %g to %g of p(sigma), starts from expert %d of the phase"
+                    " before, which never saw these noise levels: it has %g to %g",
+                    expert, phase.cuts, own.low, own.high, before.expert_ids[row], parent.low, parent.high,
+                )  # fmt: skip

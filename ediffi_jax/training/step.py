@@ -81,13 +81,12 @@ class ExpertRange:
 def expert_ranges(noise: LogNormal, phase: Phase) -> ExpertRange:
     """The ranges of the experts that a phase trains, stacked."""
     ensemble = phase.ensemble(noise)
-    chosen = [ensemble.intervals[i] for i in phase.expert_ids]
     ids = np.array(phase.expert_ids, np.int32)
     return ExpertRange(
         index=jnp.asarray(ids),
         interval=Interval(
-            low=jnp.array([interval.low for interval in chosen], jnp.float32),
-            high=jnp.array([interval.high for interval in chosen], jnp.float32),
+            low=jnp.array([interval.low for interval in phase.intervals], jnp.float32),
+            high=jnp.array([interval.high for interval in phase.intervals], jnp.float32),
         ),
         low_sigma=jnp.asarray(ensemble.edges()[ids]),
         high_sigma=jnp.asarray(ensemble.edges()[ids + 1]),
