@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import flags, logging
 
@@ -58,12 +59,23 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return words, overrides
 
 
+def refuse_overrides(overrides: Sequence[str]) -> None:
+    """Raises UserError for ``--config.a.b=value`` given to a verb that takes no config."""
+    for override in overrides:
+        path = override.partition("=")[0]
+        hint = nearest(path.rpartition(".")[2], _flag_names())
+        raise UserError(f"unknown flag {CONFIG_PREFIX}{path}: launch.{Path(sys.argv[0]).stem} takes no config{hint}")
+
+
 def parse(words: Sequence[str]) -> list[str]:
     """Parses flags; returns the words that are none. Raises UserError for unknown flags and bad values."""
     try:
         return flags.FLAGS(list(words))[1:]
     except flags.UnrecognizedFlagError as error:
-        names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
-        raise UserError(f"unknown flag --{error.flagname}{nearest(error.flagname, names)}") from error
+        raise UserError(f"unknown flag --{error.flagname}{nearest(error.flagname, _flag_names())}") from error
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
+
+
+def _flag_names() -> list[str]:
+    return [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from ediffi_jax.errors import UserError
-from ._main import run
+from ._main import refuse_overrides, run
 
 INPUT = flags.DEFINE_string("input", None, "Pickled file, or a folder with one or with its shards.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to make; must not exist.", required=True)
@@ -23,8 +22,7 @@ ENCODER_ONLY = flags.DEFINE_bool("encoder_only", False, "Leave out T5's decoder,
 
 def main(overrides: list[str]) -> None:
     """Converts and says where."""
-    if overrides:
-        raise UserError(f"unexpected --config.{overrides[0]}; only launch.train takes a config")
+    refuse_overrides(overrides)
     from ediffi_jax.encoders.convert import convert
 
     folder = convert(

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from ediffi_jax.errors import UserError
-
-from ._main import run
+from ._main import refuse_overrides, run
 
 WORKDIRS = flags.DEFINE_list("workdirs", None, "stage=DIR[,DIR...],stage=DIR...", required=True)
 OUT = flags.DEFINE_string("out", None, "Folder to write; must be absent or empty.", required=True)
@@ -26,8 +24,7 @@ ENCODERS = flags.DEFINE_string("encoders", "copy", "copy | link | a folder to co
 
 def main(overrides: list[str]) -> None:
     """Reads, checks, writes."""
-    if overrides:
-        raise UserError(f"unexpected --config.{overrides[0]}; only launch.train takes a config")
+    refuse_overrides(overrides)
     from ediffi_jax import cascade, release
 
     runs = {

@@ -26,9 +26,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from ediffi_jax.errors import UserError
-
-from ._main import run
+from ._main import refuse_overrides, run
 
 CASCADE = flags.DEFINE_string("cascade", "scenes", "Bundled name, release folder, or training workdir.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "What to show. May be repeated.")
@@ -51,8 +49,7 @@ OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 
 def main(overrides: list[str]) -> None:
     """Checks everything, then samples."""
-    if overrides:
-        raise UserError(f"unexpected --config.{overrides[0]}; only launch.train takes a config")
+    refuse_overrides(overrides)
     from ediffi_jax import cascade, paint, pictures, samples
 
     prompts = samples.read_prompts(PROMPT.value, PROMPTS_FILE.value)

@@ -125,7 +125,7 @@ def test_the_compilation_cache_is_filled(out: Path, root: Path) -> None:
     (["--prompts_file=nowhere.txt"], "cannot read prompts from nowhere.txt"),
     (["--nun=3"], "did you mean 'num'"),
     (["--out=/dev/null/out"], "cannot write to the folder /dev/null/out"),
-    (["--config.seed=3"], "only launch.train takes a config"),
+    (["--config.seed=3"], "unknown flag --config.seed: launch.sample takes no config; did you mean 'seed'?"),
 ])  # fmt: skip
 def test_mistakes_are_one_line_and_exit_code_2(folder: Path, root: Path, flags: list[str], message: str) -> None:
     common = [f"--cascade={folder}", "--prompt=a", f"--out={root / 'wrong'}"]

@@ -15,6 +15,7 @@ from training_fakes import same
 
 from ediffi_jax.training import checkpoint
 
+V1 = Path(__file__).parent / "fixtures" / "checkpoint_v1"
 RECIPE = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -121,6 +122,31 @@ def test_mistakes_are_one_line_and_exit_2(words: list[str], message: str, monkey
     assert code == 2
     assert message in err
     assert err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "message"),
+    [
+        ("sample", ["--out=x", "--config.sampler.steps=9"], "unknown flag --config.sampler.steps: launch.sample takes no"
+         " config; did you mean 'steps'?"),
+        ("export", ["--workdirs=a=b", "--out=x", "--config.encoder=t5"], "unknown flag --config.encoder: launch.export"
+         " takes no config; did you mean 'encoders'?"),
+        ("convert", ["--input=x", "--output=y", "--config.seed=1"], "unknown flag --config.seed: launch.convert takes no"
+         " config; choices: dtype,"),
+    ],
+)  # fmt: skip
+def test_a_config_given_to_a_verb_that_takes_none(verb: str, words: list, message: str, monkeypatch, capsys) -> None:
+    code, err = run_here(verb, words, monkeypatch, capsys)
+    assert code == 2
+    assert err.startswith(f"error: {message}") and err.count("\n") == 1
+
+
+def test_branch_names_an_unknown_key_of_the_config(tmp_path: Path, monkeypatch, capsys) -> None:
+    words = [f"--workdir={V1}", f"--to={tmp_path / 'new'}", "--cuts=0.5", "--config.optimizer.lrr=1"]
+    code, err = run_here("branch", words, monkeypatch, capsys)
+    assert code == 2
+    assert err.startswith("error: config.optimizer has no key 'lrr'; did you mean 'lr'?") and err.count("\n") == 1
+    assert not (tmp_path / "new").exists()
 
 
 def test_help_teaches_with_an_example(monkeypatch, capsys) -> None:
