@@ -62,8 +62,8 @@ def _base(config: ConfigDict) -> None:
     )
     config.data.update({"resolution": 16, "source_resolution": 64})
     config.batch_size = 32
-    config.phases = _phases((8_466, (), ()), (900, (0.125, 0.75), (0, 0, 0)))
-    config.optimizer.update({"lr": 6e-4, "warmup": 300, "decay": "constant", "weight_decay": 0.01, "b2": 0.99})
+    config.phases = _phases((18_000, (), ()), (1_600, (0.125, 0.75), (0, 0, 0)))
+    config.optimizer.update({"lr": 6e-4, "warmup": 300, "cooldown": 1_200, "weight_decay": 0.01, "b2": 0.99})
     config.ema.decay = 0.999
     config.sampler.update({"name": "deis_kutta3", "steps": 16, "sigma_max": 40.0, "guidance": 1.0})
 
@@ -90,8 +90,8 @@ def _sr64(config: ConfigDict) -> None:
     )
     config.data.update({"resolution": 64, "low_resolution": 16, "source_resolution": 64})
     config.batch_size = 16
-    config.phases = _phases((4_000, (), ()), (2_200, (0.5,), (0, 0)))
-    config.optimizer.update({"lr": 8e-4, "warmup": 300, "decay": "constant", "weight_decay": 0.0, "b2": 0.99})
+    config.phases = _phases((4_000, (), ()), (7_000, (0.5,), (0, 0)))
+    config.optimizer.update({"lr": 8e-4, "warmup": 300, "cooldown": 2_000, "weight_decay": 0.0, "b2": 0.99})
     config.ema.decay = 0.999
     config.aug.update({"max_level": 0.3, "level": 0.1})
     config.sampler.update({"name": "deis_kutta3", "steps": 8, "exponent": 3.0, "sigma_max": 40.0, "guidance": 0.0})
@@ -105,7 +105,8 @@ def _sr256(config: ConfigDict) -> None:
     config.model.cross_attention_resolutions = ()
     config.data.update({"resolution": 256, "low_resolution": 64, "crop": 64, "source_resolution": 256})
     config.data.num_scenes = 20_000
-    config.phases = _phases((4_000, (), ()))
+    config.phases = _phases((14_000, (), ()))
+    config.optimizer.cooldown = 4_000
     config.sampler.update({"steps": 6})
 
 
@@ -118,10 +119,11 @@ def _quick(config: ConfigDict) -> None:
     config.batch_size = 16 if config.stage == "base" else 8
     config.phases = {
         "base": _phases((1_250, (), ())),
-        "sr64": _phases((700, (), ()), (100, (0.5,), (0, 0))),
-        "sr256": _phases((800, (), ())),
+        "sr64": _phases((900, (), ()), (120, (0.5,), (0, 0))),
+        "sr256": _phases((1_300, (), ())),
     }[config.stage]
     config.optimizer.warmup = 50
+    config.optimizer.cooldown = 0 if config.stage == "base" else 300  # less grain; the base is branched at full rate
     config.ema.decay = 0.995
     config.update({"log_every": 25, "save_every": 250, "eval_every": 0, "eval_batches": 1, "sample_every": 0})
 
@@ -134,7 +136,7 @@ def _tiny(config: ConfigDict) -> None:
     config.batch_size = 16 if config.stage == "base" else 4
     experts = tuple({**phase, "steps": 60} for phase in config.phases[1:])
     config.phases = ({**config.phases[0], "steps": 120}, *experts)
-    config.optimizer.warmup = 20
+    config.optimizer.update({"warmup": 20, "cooldown": 0})
     config.sampler.steps = 5
     config.update({"log_every": 10, "save_every": 20, "eval_every": 60, "eval_batches": 2, "sample_every": 60})
 
