@@ -75,8 +75,9 @@ class Control:
     def row(self) -> str:
         """One line, in percent."""
         names = ("inside", "right", "inside_right", "whole")
+        shares = "  ".join(f"{name} {100 * getattr(self, name):.1f}" for name in names)
         layouts = "  ".join(f"{name} {100 * share:.0f}" for name, share in self.inside_by_layout.items())
-        return "  ".join(f"{name} {100 * getattr(self, name):.1f}" for name in names) + f"   inside by layout: {layouts}"
+        return f"{shares}   inside by layout: {layouts}"
 
 
 def make_cases(number: int, seed: int = 0, template: str = "{a} and {b}", held_out: bool = False) -> list[Case]:
