@@ -12,6 +12,8 @@ import grain.python as grain
 import numpy as np
 
 from ediffi_jax.data import sources, views
+from ediffi_jax.data.embedding_rows import digest
+from ediffi_jax.data.embeddings import Reader
 from ediffi_jax.data.views import LoaderError, Views
 
 Batch = dict[str, np.ndarray]
@@ -58,26 +60,45 @@ class Layout:
 class RecordAssembler:
     """Batches from records; `__call__` is pure and may run in several threads or processes."""
 
-    def __init__(self, source: sources.Source, sizes: Views, layout: Layout, seed: int, training: bool) -> None:
+    def __init__(
+        self,
+        source: sources.Source,
+        sizes: Views,
+        layout: Layout,
+        seed: int,
+        training: bool,
+        captions: int = 0,
+        embeddings: Reader | None = None,
+    ) -> None:
         self.source, self.sizes, self.layout = source, sizes, layout
-        self.seed, self.training = seed, training
+        self.seed, self.training, self.captions, self.embeddings = seed, training, captions, embeddings
         order = grain.MapDataset.range(len(source))
         self.order = (order.seed(seed).shuffle() if training else order).repeat(None)
 
     def __call__(self, start: int) -> tuple[Batch, list[str]]:
         """The arrays [E, b, ...] at position `start` and their captions, expert by expert."""
         positions = self.layout.positions(start)
-        records = self.source.read([self.order[position] for position in positions])
+        numbers = [int(self.order[position]) for position in positions]
+        records = self.source.read(numbers)
         arrays = {name: np.empty((len(positions), *shape), np.uint8) for name, shape in self.sizes.shapes().items()}
-        captions = []
+        captions, chosen = [], []
         for row, (position, record) in enumerate(zip(positions, records, strict=True)):
             rng = np.random.default_rng((self.seed, position))
-            captions.append(record.rephrased(rng) if self.training else record.caption)
+            chosen.append(int(rng.integers(self.captions)) if self.training and self.captions and record.scene else 0)
+            captions.append(self._caption(record, numbers[row], chosen[row], rng))
             picture = self.sizes.fit(views.decode(record.encoded))
             for name, view in self.sizes.cut(picture, rng).items():
                 arrays[name][row] = view
+        if self.embeddings is not None:
+            keys = [digest(record.caption, record.scene) for record in records]
+            arrays |= self.embeddings.read(list(zip(numbers, chosen, strict=True)), keys)
         shape = self.layout.shape
         return {name: array.reshape(*shape, *array.shape[1:]) for name, array in arrays.items()}, captions
+
+    def _caption(self, record: sources.Record, number: int, chosen: int, rng: np.random.Generator) -> str:
+        if not self.training:
+            return record.caption
+        return record.phrasing(number, chosen) if self.captions else record.rephrased(rng)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,8 @@ class DataConfig:
         num_scenes: size of the scenes' train split.
         clip_resolution: side of `clip_pixels`; 0 for none.
         workers: processes that read and decode; 0 for threads in this one.
+        captions: phrasings of a scene that training draws from; 0 for a new one each time.
+        embeddings: folder of `launch.encode`, instead of encoding in each step; "" for none.
     """
 
     name: str = "scenes"
@@ -36,6 +38,8 @@ class DataConfig:
     num_scenes: int = 100_000
     clip_resolution: int = 32
     workers: int = 0
+    captions: int = 0
+    embeddings: str = ""
 
     @classmethod
     def parse(cls, config: Mapping[str, Any]) -> DataConfig:

@@ -13,6 +13,7 @@ processes, nor of workers, nor where a run was interrupted changes which image i
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ from absl import flags
 
 from ediffi_jax.data.batches import Batch, Layout, RecordAssembler, SyntheticAssembler
 from ediffi_jax.data.config import DataConfig
+from ediffi_jax.data.embeddings import open_reader
 from ediffi_jax.data.views import LoaderError
 
 __all__ = ["DataConfig", "Layout", "Loader", "LoaderError", "make_loader"]
@@ -34,6 +36,8 @@ ENDLESS = 2**40  # batches; Grain wants a length
 
 class Tokenizer(Protocol):
     """What the loader needs of `encoders.Encoders`."""
+
+    fingerprint: str
 
     def tokenize(self, prompts: list[str]) -> Any: ...
 
@@ -142,9 +146,11 @@ def make_loader(
             low_res      uint8 [E, b, h, w, 3], if there is a low_resolution
             clip_pixels  uint8 [E, b, S, S, 3], if there is a clip_resolution
             t5_ids, clip_ids int32 [E, b, L];  t5_mask, clip_mask bool [E, b, L]
+        or, with `data.embeddings`, instead of pixels and ids those of `embedding_rows.RowFormat.decode`.
 
     Raises:
-        LoaderError: unknown data, split or key; sizes that do not fit together; a seed out of range.
+        LoaderError: unknown data, split or key; sizes that do not fit together; a seed out of range;
+            embeddings that are not these encoders' of these data.
     """
     if not 0 <= seed < 2**32:
         raise LoaderError(f"seed is {seed}; expected a whole number from 0 to {2**32 - 1}")
@@ -155,9 +161,20 @@ def make_loader(
         process_index=process_index,
         process_count=process_count,
     )
+    if config.captions < 0:
+        raise LoaderError(f"data.captions is {config.captions}; expected a number of phrasings, 0 for no end of them")
+    if config.embeddings and (tokenizer is None or config.name == "synthetic"):
+        lacking = "config.encoders is empty" if tokenizer is None else "synthetic pictures have none"
+        raise LoaderError(f"data.embeddings={config.embeddings!r} cannot be used: {lacking}")
     if config.name == "synthetic":
         return Loader(SyntheticAssembler(config.views, layout, seed), tokenizer)
     sizes = config.views
     source = config.open(split, prepare=process_count == 1)
-    assemble = RecordAssembler(source, sizes, layout, seed, training=split == "train")
-    return Loader(assemble, tokenizer, config.workers)
+    training = split == "train"
+    if not config.embeddings:
+        assemble = RecordAssembler(source, sizes, layout, seed, training, config.captions)
+        return Loader(assemble, tokenizer, config.workers)
+    drawn = {name: getattr(config, name) for name in ("captions", "source_resolution", "clip_resolution")}
+    reader = open_reader(config.embeddings, source, encoders=tokenizer.fingerprint, training=training, **drawn)
+    sizes = dataclasses.replace(sizes, clip=0)
+    return Loader(RecordAssembler(source, sizes, layout, seed, training, config.captions, reader), None, config.workers)

@@ -37,6 +37,8 @@ DEFAULTS: dict[str, Any] = {
         "num_scenes": 100_000,
         "clip_resolution": 32,
         "workers": 0,  # processes that decode; 0 in this one
+        "captions": 0,  # phrasings of a scene that training draws from; 0 for a new one each time
+        "embeddings": "",  # folder of launch.encode; "" encodes in each step
     },
     "batch_size": 64,
     "phases": ({"steps": 1000, "cuts": (), "parents": ()},),

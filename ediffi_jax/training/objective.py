@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ediffi_jax import conditioning
 from ediffi_jax.conditioning import Conditioning, DropRates
+from ediffi_jax.data.embedding_rows import to_conditioning
 from ediffi_jax.denoiser import interval_loss, precondition
 from ediffi_jax.encoders import Encoders, Tokens
 from ediffi_jax.noise import LogNormal
@@ -34,9 +35,11 @@ def to_unit(pixels: Array) -> Float[Array, "*shape"]:
 
 
 def encode_batch(encoders: Encoders | Unconditional, encoder_params: PyTree, batch: Batch) -> Conditioning:
-    """Captions and pictures of one batch [B, ...] through the frozen encoders."""
+    """Captions and pictures of one batch [B, ...] through the frozen encoders, or as prepared ahead."""
     if isinstance(encoders, Unconditional):
         return encoders.null(batch["image"].shape[0])
+    if "clip_pooled" in batch:
+        return to_conditioning(batch)
     tokens = Tokens(**{name: batch[name] for name in TOKENS}) if "t5_ids" in batch else None
     pixels = batch["clip_pixels"].astype(jnp.float32) / 255.0 if "clip_pixels" in batch else None
     return jax.lax.stop_gradient(encoders.apply(encoder_params, tokens, pixels))

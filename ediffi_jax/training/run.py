@@ -61,7 +61,7 @@ class Run:
     def create(cls, config: ConfigDict, workdir: epath.Path) -> Run:
         """Builds everything that the config names. Raises UserError for what it names wrongly."""
         phases = validate(config)
-        frozen_encoders = load_encoders(config.encoders)
+        frozen_encoders = load_encoders(config.encoders, weights=not config.data.embeddings)
         network = models.build({**to_json(config.model), "dtype": compute_dtype(config.compute_dtype)})
         objective = Objective(
             network=network,
@@ -148,11 +148,11 @@ class Run:
         return state, self.position(step=position.step, images=position.images, phase=position.phase + 1)
 
 
-def load_encoders(name: str) -> encoders.Encoders | Unconditional:
-    """Bundled encoders by name, those of a folder, or none for an empty name."""
+def load_encoders(name: str, **options: Any) -> encoders.Encoders | Unconditional:
+    """Bundled encoders by name, those of a folder, or none for an empty name; `options` of `encoders.load`."""
     if not name:
         return Unconditional()
-    return encoders.load(name if epath.Path(name).exists() else encoders.bundled(name))
+    return encoders.load(name if epath.Path(name).exists() else encoders.bundled(name), **options)
 
 
 def make_batches(
