@@ -114,6 +114,8 @@ def test_branch_then_train_from_the_workdir_alone(recipe: Path, tmp_path: Path) 
         (["--workdir=/nonexistent/run"], "holds no run"),
         (["--workdir=x", "--steps=-3"], "--steps"),
         (["--workdir=x", "train"], "unexpected argument 'train'"),
+        (["--workdir=x", "--process_id=0"], "--process_id is for several processes; expected --distributed beside it"),
+        (["--workdir=x", "--distributed", "--num_processes=2"], "--coordinator and --process_id missing; expected all"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(words: list[str], message: str, monkeypatch, capsys) -> None:

@@ -1,7 +1,8 @@
 """Which images make a batch, and the batch made of them: pure functions of (seed, position).
 
 The batch at position p with E experts of B images takes positions p .. p + E·B - 1, expert by expert;
-process i of P takes the i-th of P equal parts of each expert's B.
+process i of P takes the i-th of P equal parts of each expert's B. Where experts lie on processes of their
+own, a process takes only its experts' images.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ class Layout:
         num_experts: E.
         batch_size: B, per expert, over all processes.
         process_index, process_count: which equal part of B is ours.
+        expert_index, expert_count: which equal part of the experts is ours.
     """
 
     num_experts: int
     batch_size: int
     process_index: int = 0
     process_count: int = 1
+    expert_index: int = 0
+    expert_count: int = 1
 
     def __post_init__(self) -> None:
         if self.num_experts < 1 or self.batch_size < 1:
@@ -47,13 +51,13 @@ class Layout:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(E, B / P): the leading axes of our arrays."""
-        return self.num_experts, self.batch_size // self.process_count
+        """(E / expert_count, B / process_count): the leading axes of our arrays."""
+        return self.num_experts // self.expert_count, self.batch_size // self.process_count
 
     def positions(self, start: int) -> list[int]:
         """Ours in the batch at `start`, expert by expert."""
         experts, rows = self.shape
-        first = start + self.process_index * rows
+        first = start + self.expert_index * experts * self.batch_size + self.process_index * rows
         return [first + e * self.batch_size + b for e in range(experts) for b in range(rows)]
 
 
@@ -111,7 +115,8 @@ class SyntheticAssembler:
 
     def __call__(self, start: int) -> tuple[Batch, list[str]]:
         """The arrays [E, b, ...] at position `start` and their captions, expert by expert."""
-        rng = np.random.default_rng((self.seed, start, self.layout.process_index))
+        part = self.layout.expert_index * self.layout.process_count + self.layout.process_index
+        rng = np.random.default_rng((self.seed, start, part))
         shapes = self.sizes.shapes().items()
         lead = self.layout.shape
         batch = {name: rng.integers(256, size=(*lead, *shape), dtype=np.uint8) for name, shape in shapes}

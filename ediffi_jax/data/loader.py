@@ -127,6 +127,9 @@ def make_loader(
     tokenizer: Tokenizer | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    expert_index: int = 0,
+    expert_count: int = 1,
+    prepare: bool = True,
 ) -> Loader:
     """The loader of a run.
 
@@ -138,10 +141,12 @@ def make_loader(
         num_experts: E.
         batch_size: B, per expert and over all processes.
         tokenizer: the run's encoders; without it there are no token keys.
-        process_index, process_count: this process's part.
+        process_index, process_count: this process's part of each expert's images.
+        expert_index, expert_count: its part of the experts, where a process has only some.
+        prepare: whether scenes that are missing are written first, which only one process may do.
 
     Returns:
-        A `Loader` whose batches have the keys (b = B / process_count)
+        A `Loader` whose batches have the keys (b = B / process_count; E here is our experts alone)
             image        uint8 [E, b, H, W, 3]
             low_res      uint8 [E, b, h, w, 3], if there is a low_resolution
             clip_pixels  uint8 [E, b, S, S, 3], if there is a clip_resolution
@@ -160,6 +165,8 @@ def make_loader(
         batch_size=batch_size,
         process_index=process_index,
         process_count=process_count,
+        expert_index=expert_index,
+        expert_count=expert_count,
     )
     if config.captions < 0:
         raise LoaderError(f"data.captions is {config.captions}; expected a number of phrasings, 0 for no end of them")
@@ -169,7 +176,7 @@ def make_loader(
     if config.name == "synthetic":
         return Loader(SyntheticAssembler(config.views, layout, seed), tokenizer)
     sizes = config.views
-    source = config.open(split, prepare=process_count == 1)
+    source = config.open(split, prepare=prepare and layout.shape == (num_experts, batch_size))
     training = split == "train"
     if not config.embeddings:
         assemble = RecordAssembler(source, sizes, layout, seed, training, config.captions)

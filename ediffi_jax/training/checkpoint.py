@@ -21,6 +21,7 @@ import flax
 import jax
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
@@ -118,6 +119,8 @@ class Checkpoints:
                 self._replace()
         except OSError as error:
             raise CheckpointError(f"{self.folder} cannot be written: {error}; expected a writable folder") from error
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("checkpoints tidied")  # before anybody looks for the newest
 
     def steps(self) -> list[int]:
         """Steps with a committed checkpoint, oldest first."""

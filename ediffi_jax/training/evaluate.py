@@ -10,6 +10,7 @@ the seed alone: a curve moves only because the weights did. Conditioning is text
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -19,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from ediffi_jax import conditioning
-from ediffi_jax.training.mesh import put_batch
+from ediffi_jax.training.mesh import put_whole, replicated
 from ediffi_jax.training.objective import Objective, encode_batch
 from ediffi_jax.training.schedule import Phase
 from ediffi_jax.training.step import ExpertRange, expert_ranges, over_experts
@@ -56,7 +57,7 @@ def make_quantile_loss(
         cond = conditioning.select(encode_batch(objective.encoders, frozen, batch), TEXT)
         return objective.losses(params, batch, cond, sigma, 0.0, jnp.inf, loss_key, train=False)
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))  # every process reads them
     def losses(ema: PyTree, batch: Mapping, bins: Array, key: Array, frozen: PyTree) -> Array:
         mapped = over_experts(expert_losses, mesh, stacked=3)
         return mapped(ema, batch, expert_ranges(objective.noise, phase), bins, key, frozen)
@@ -67,7 +68,7 @@ def make_quantile_loss(
         for index, batch in enumerate(batches):
             size = batch["image"].shape[1]
             rows = {k: np.broadcast_to(v, (phase.num_experts, *v.shape[1:])) for k, v in batch.items()}
-            on_mesh = put_batch(rows, mesh)
+            on_mesh = put_whole(rows, mesh)
             for turn in range(ROUNDS):
                 bins = (index * size + np.arange(size) + turn * (BINS // ROUNDS)) % BINS
                 key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), index), turn)

@@ -58,7 +58,8 @@ def train(config: ConfigDict, workdir: str | epath.Path) -> int:
     with StopRequest() as stop:
         run = Run.create(config, workdir)
         checkpoints = Checkpoints(workdir, config.keep)
-        write_workdir(workdir, config)
+        if jax.process_index() == 0:
+            write_workdir(workdir, config)
         state, position = run.start(checkpoints)
         warn_of_strangers(run.phases[position.phase :])
         observers = make_observers(run, position)
@@ -114,7 +115,7 @@ class PhaseLoop:
         common = {"objective": run.objective, "phase": self.phase, "mesh": self.mesh, "seed": run.config.seed}
         self.train_step = make_train_step(optimizer=run.optimizer, ema=run.config.ema, **common)
         self.quantile_loss = make_quantile_loss(batches=run.held_out[: run.config.eval_batches], **common)
-        self.preview = make_preview(run.config, run.objective, self.phase, run.held_out[0])
+        self.preview = make_preview(run.config, run.objective, self.phase, self.mesh, run.held_out[0])
 
     def train(self, state: TrainState, position: Position) -> tuple[TrainState, Position]:
         """Trains to the end of the phase, or until stopped; saved either way."""

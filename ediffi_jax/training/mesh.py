@@ -7,6 +7,7 @@ are laid over `expert` and (`data`, `fsdp`). The compiler derives every collecti
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Bool
 
 from ediffi_jax.training.errors import TrainingError
 
@@ -111,9 +113,57 @@ def check_batch_size(mesh: Mesh, batch_size: int) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LocalPart:
+    """Which part of every batch [E, B, ...] the devices of a process hold.
+
+    Attributes:
+        expert_index, expert_count: which equal part of the experts.
+        process_index, process_count: which equal part of each one's B images.
+    """
+
+    expert_index: int
+    expert_count: int
+    process_index: int
+    process_count: int
+
+
+def local_part(mesh: Mesh) -> LocalPart:
+    """This process's part. Raises TrainingError if its devices are no block of the mesh."""
+    own = np.array([device.process_index == jax.process_index() for device in mesh.devices.flat])
+    try:
+        return part_of(own.reshape(mesh.shape["expert"], -1))
+    except ValueError as error:
+        sizes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+        raise TrainingError(
+            f"the devices of process {jax.process_index()} are no block of the mesh {sizes};"
+            f" expected sizes that give each of the {jax.process_count()} processes whole experts, or parts of one"
+        ) from error
+
+
+def part_of(own: Bool[np.ndarray, "experts rows"]) -> LocalPart:
+    """The part that some devices hold, True in `own`. Raises ValueError if they are not one of equal blocks."""
+    places = []
+    for axis in (0, 1):
+        held = np.flatnonzero(own.any(axis=1 - axis))
+        index, within = divmod(held[0], len(held))
+        if within or own.shape[axis] % len(held) or held[-1] - held[0] + 1 != len(held):
+            raise ValueError(f"{held} of axis {axis}")
+        places += [int(index), own.shape[axis] // len(held)]
+    if own.size != own.sum() * places[1] * places[3]:
+        raise ValueError("holes")
+    return LocalPart(expert_index=places[0], expert_count=places[1], process_index=places[2], process_count=places[3])
+
+
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Moves a host batch onto the mesh; with several processes each gives its own rows."""
+    """Moves a host batch onto the mesh; with several processes each gives its `local_part`."""
     sharding = batch_sharding(mesh)
     if jax.process_count() == 1:
         return jax.device_put(dict(batch), sharding)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def put_whole(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Moves a batch that every process has whole onto the mesh."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_callback(rows.shape, sharding, rows.__getitem__) for name, rows in batch.items()}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree, UInt8
 from ml_collections import ConfigDict
 
@@ -13,6 +15,7 @@ from ediffi_jax import conditioning
 from ediffi_jax.release import SamplerSpec, StageSpec
 from ediffi_jax.stage import Stage
 from ediffi_jax.training.config_files import to_json
+from ediffi_jax.training.mesh import replicated
 from ediffi_jax.training.objective import Objective, encode_batch, to_unit
 from ediffi_jax.training.schedule import Phase
 
@@ -40,7 +43,7 @@ def stage_spec(config: ConfigDict, phase: Phase, resolution: int) -> StageSpec:
 
 
 def make_preview(
-    config: ConfigDict, objective: Objective, phase: Phase, batch: Mapping[str, np.ndarray]
+    config: ConfigDict, objective: Objective, phase: Phase, mesh: Mesh, batch: Mapping[str, np.ndarray]
 ) -> Preview | None:
     """A function of (stacked EMA weights, encoder parameters) that samples `COUNT` pictures as one grid.
 
@@ -48,6 +51,7 @@ def make_preview(
         config: the run.
         objective: for its encoders.
         phase: which experts there are; an expert trained alone cannot sample, and gives None.
+        mesh: where the weights are.
         batch: a held-out batch [1, B, ...], whose captions (and low-resolution pictures) are used.
     """
     if phase.expert >= 0:
@@ -57,7 +61,7 @@ def make_preview(
     spec = stage_spec(config, phase, rows["image"].shape[1])
     keys = jax.random.split(jax.random.key(config.seed), count)
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def sample(ema: PyTree, frozen: PyTree) -> jax.Array:
         cond = conditioning.select(encode_batch(objective.encoders, frozen, rows), ("t5", "clip_text"))
         low_res = to_unit(jax.numpy.asarray(rows["low_res"])) if "low_res" in rows else None

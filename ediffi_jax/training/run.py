@@ -26,7 +26,7 @@ from ediffi_jax.training.checkpoint import Checkpoints, Position
 from ediffi_jax.training.config import validate
 from ediffi_jax.training.config_files import to_json
 from ediffi_jax.training.errors import CheckpointError
-from ediffi_jax.training.mesh import check_batch_size, make_mesh, state_shardings
+from ediffi_jax.training.mesh import check_batch_size, local_part, make_mesh, state_shardings
 from ediffi_jax.training.objective import Objective
 from ediffi_jax.training.schedule import Phase
 from ediffi_jax.training.state import TrainState, branch, create, make_optimizer
@@ -71,6 +71,7 @@ class Run:
             drop=DropRates(**config.conditioning),
             max_level=config.aug.max_level,
         )
+        # Whole ones in every process: evaluation and preview are the same program everywhere.
         batches = make_batches(config, frozen_encoders, split="test", num_experts=1, start=0)
         return cls(
             config=config,
@@ -89,10 +90,10 @@ class Run:
         return mesh
 
     def batches(self, phase: Phase, start: int) -> Iterator[dict[str, np.ndarray]]:
-        """Training batches [E, B, ...] from position `start` of the global data order."""
-        return make_batches(
-            self.config, self.objective.encoders, split="train", num_experts=phase.num_experts, start=start
-        )
+        """Training batches from position `start` of the global data order: the part of [E, B, ...] that is ours."""
+        part = dataclasses.asdict(local_part(self.mesh(phase)))
+        common = {"split": "train", "num_experts": phase.num_experts, "start": start}
+        return make_batches(self.config, self.objective.encoders, **common, **part)
 
     def position(self, **changes: Any) -> Position:
         """The beginning of the run, with `changes`."""
@@ -156,9 +157,15 @@ def load_encoders(name: str, **options: Any) -> encoders.Encoders | Unconditiona
 
 
 def make_batches(
-    config: ConfigDict, frozen: encoders.Encoders | Unconditional, *, split: str, num_experts: int, start: int
+    config: ConfigDict,
+    frozen: encoders.Encoders | Unconditional,
+    *,
+    split: str,
+    num_experts: int,
+    start: int,
+    **part: int,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of a split from a position of its order."""
+    """Batches of a split from a position of its order: whole ones, or the `part` that `mesh.LocalPart` names."""
     return loader.make_loader(
         config.data,
         split=split,
@@ -166,8 +173,8 @@ def make_batches(
         num_experts=num_experts,
         batch_size=config.batch_size,
         tokenizer=None if isinstance(frozen, Unconditional) else frozen,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        prepare=jax.process_count() == 1,
+        **part,
     ).iterate(start)
 
 

@@ -1,25 +1,37 @@
-"""SIGTERM and Ctrl-C as a request: the loop saves, and the process exits with the code that asks for a restart."""
+"""SIGTERM and Ctrl-C as a request: the loop saves, and the process exits with the code that asks for a restart.
+
+All processes of a run must save the same step. JAX's preemption service, which `jax.distributed.initialize`
+starts, sees to that: it catches SIGTERM in each process, tells all of them, and agrees on a step that none has
+passed. It has to be left its handler of SIGTERM.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType, TracebackType
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """While entered, the first signal only sets a mark; a second one does what it does without us."""
+    """While entered, the first signal only sets a mark; a second one does what it does without us.
+
+    With several processes a signal to any of them stops all.
+    """
 
     def __init__(self) -> None:
         self._signalled = False
+        self._several = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in SIGNALS:
+        self._several = jax.process_count() > 1
+        for number in (signal.SIGINT,) if self._several else SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -28,15 +40,13 @@ class StopRequest:
 
     def at(self, step: int) -> bool:
         """Whether to stop after `step`; with several processes all answer alike at the same step."""
-        if jax.process_count() == 1:
-            return self._signalled
-        from jax.experimental import multihost_utils
-
-        return multihost_utils.reached_preemption_sync_point(step)
+        return multihost_utils.reached_preemption_sync_point(step) if self._several else self._signalled
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True
         self._restore()
+        if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

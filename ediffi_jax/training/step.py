@@ -154,7 +154,8 @@ def make_train_step(
         weights, metrics = group_step(weights, batch, expert_ranges(objective.noise, phase), state.step, frozen)
         params, average, opt_state = weights
         state = TrainState(step=state.step + 1, params=params, ema=average, opt_state=opt_state)
-        return jax.lax.with_sharding_constraint(state, state_shardings(mesh, state)), metrics
+        state = jax.lax.with_sharding_constraint(state, state_shardings(mesh, state))
+        return state, jax.lax.with_sharding_constraint(metrics, replicated(mesh))  # every process reads them
 
     return jax.jit(
         train_step,
