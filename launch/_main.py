@@ -50,13 +50,8 @@ def run(main: Main, argv: Sequence[str] | None = None) -> None:
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separates ``--config.a.b=value`` from the other words of a command line."""
-    words, overrides = [], []
-    for word in argv:
-        if word.startswith(CONFIG_PREFIX):
-            overrides.append(word[len(CONFIG_PREFIX) :])
-        else:
-            words.append(word)
-    return words, overrides
+    words = [word for word in argv if not word.startswith(CONFIG_PREFIX)]
+    return words, [word.removeprefix(CONFIG_PREFIX) for word in argv if word.startswith(CONFIG_PREFIX)]
 
 
 def refuse_overrides(overrides: Sequence[str]) -> None:
