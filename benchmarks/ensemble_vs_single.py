@@ -9,7 +9,8 @@ branching before the base's held-out loss is flat starves each expert of the ima
 loss over training is reported too: read the result together with it.
 
 Prints, and writes to result.json: per interval, the relative change of held-out loss from single model to
-ensemble (negative: the ensemble is better), mean and standard deviation over seeds. Goes on where it stopped.
+ensemble (negative: the ensemble is better), mean and standard deviation over seeds. Goes on where it stopped, and
+calls with other `--seeds` may share one `--out`, at the same time once embeddings are there.
 """
 
 from __future__ import annotations
@@ -31,14 +32,26 @@ CUTS = flags.DEFINE_list("cuts", ["0.125", "0.75"], "Of the three experts.")
 IMAGES = flags.DEFINE_integer("images", 512, "Held-out pictures measured.")
 QUANTILES = flags.DEFINE_integer("quantiles", 64, "Noise levels measured, evenly spread.")
 MODELS = ("base", "single", "experts")
+RECIPE = "configs/scenes.py:stage=base,quick"
+CAPTIONS = 4  # phrasings of each scene; their embeddings are prepared once, as a small network waits for its encoders
+
+
+def verb(name: str, *words: str, **flags: object) -> tuple[str, ...]:
+    """A verb's command line."""
+    return (sys.executable, "-m", f"launch.{name}", *(f"--{key}={value}" for key, value in flags.items()), *words)
+
+
+def encode_step(root: pathlib.Path) -> list:
+    """The embeddings that all repetitions share."""
+    from ediffi_jax.evaluation.steps import Step
+
+    command = verb("encode", config=RECIPE, captions=CAPTIONS, out=root / "embeddings")
+    return [Step(name="encode", title="embeddings of the captions", command=command)]
 
 
 def steps_of(folder: pathlib.Path, seed: str) -> list:
     """What one repetition does."""
     from ediffi_jax.evaluation.steps import Step
-
-    def verb(name: str, *words: str, **flags: object) -> tuple[str, ...]:
-        return (sys.executable, "-m", f"launch.{name}", *(f"--{key}={value}" for key, value in flags.items()), *words)
 
     base, single, experts = (folder / name for name in MODELS)
     cuts, each = ",".join(CUTS.value), EXPERT_STEPS.value
@@ -49,6 +62,8 @@ def steps_of(folder: pathlib.Path, seed: str) -> list:
         "--config.model.head_channels=16",
         "--config.data.num_scenes=20000",
         "--config.batch_size=32",
+        f"--config.data.captions={CAPTIONS}",
+        f"--config.data.embeddings={folder.parent / 'embeddings'}",
         f"--config.phases.0.steps={BASE_STEPS.value}",
         "--config.ema.decay=0.999",
         "--config.save_every=500",
@@ -60,7 +75,7 @@ def steps_of(folder: pathlib.Path, seed: str) -> list:
         Step(
             name="base",
             title=f"seed {seed}: one model",
-            command=verb("train", *overrides, config="configs/scenes.py:stage=base,quick", workdir=base),
+            command=verb("train", *overrides, config=RECIPE, workdir=base),
         ),
         Step(
             name="branch",
@@ -136,6 +151,8 @@ def main(argv: list[str]) -> None:
 
     root = pathlib.Path(OUT.value)
     folders = []
+    root.mkdir(parents=True, exist_ok=True)
+    run_steps(root, encode_step(root), say=lambda text: print(text, flush=True))
     for seed in SEEDS.value:
         folder = root / f"seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)

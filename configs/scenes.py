@@ -14,6 +14,10 @@ Choices that are not the paper's, and why:
   (and what the text decides) happens at higher sigma, and training should spend its time there.
 - Cuts 1/8 and 3/4 for the base. The paper's outer experts own 1/8 and 1/512 of the mass; here 1/512 would be
   a handful of images a batch, so the high-noise expert gets the quarter in which text decides the layout.
+- Super-resolution is sampled with DEIS rho-AB 3 (12 steps, one evaluation each) on the power grid with exponent 6, not
+  3-kutta with exponent 3: on 6 pictures upsampled from the truth the mean absolute error was 3.0 against 4.6 of 255
+  (SR64, 8 kutta steps) and 1.9 against 7.5 (SR256, 6 kutta steps), for fewer evaluations. Exponent 3 leaves too few steps
+  at low noise: what looks like grain is the solver's error.
 - SR64 has two experts, cut at the median; SR256 one model, as its work is the same at every place and scale.
 """
 
@@ -93,8 +97,8 @@ def _sr64(config: ConfigDict) -> None:
     config.phases = _phases((4_000, (), ()), (7_000, (0.5,), (0, 0)))
     config.optimizer.update({"lr": 8e-4, "warmup": 300, "cooldown": 2_000, "weight_decay": 0.0, "b2": 0.99})
     config.ema.decay = 0.999
-    config.aug.update({"max_level": 0.3, "level": 0.1})
-    config.sampler.update({"name": "deis_kutta3", "steps": 8, "exponent": 3.0, "sigma_max": 40.0, "guidance": 0.0})
+    config.aug.update({"max_level": 0.3, "level": 0.03})
+    config.sampler.update({"name": "deis_ab3", "steps": 12, "exponent": 6.0, "sigma_max": 40.0, "guidance": 0.0})
 
 
 def _sr256(config: ConfigDict) -> None:
@@ -107,7 +111,6 @@ def _sr256(config: ConfigDict) -> None:
     config.data.num_scenes = 20_000
     config.phases = _phases((14_000, (), ()))
     config.optimizer.cooldown = 4_000
-    config.sampler.update({"steps": 6})
 
 
 def _quick(config: ConfigDict) -> None:

@@ -20,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 from ediffi_jax import cascade, release
 from ediffi_jax.errors import UserError
 from ediffi_jax.release import Release, ReleaseError, StageSpec
+from ediffi_jax.training import checkpoint
 from ediffi_jax.training import config as training_config
 from ediffi_jax.training import state as training_state
 from ediffi_jax.training.checkpoint import Checkpoints, Position
@@ -389,3 +390,17 @@ def test_workdirs_are_parsed(parts: list[str], expected: dict) -> None:
 def test_unreadable_workdirs_are_refused(parts: list[str]) -> None:
     with pytest.raises(ReleaseError, match="--workdirs: "):
         release.parse_workdirs(parts)
+
+
+def test_how_to_sample_may_be_changed_after_training(workdirs: dict[str, Path], tmp_path: Path) -> None:
+    workdir = Path(shutil.copytree(workdirs["sr16"], tmp_path / "sr16"))
+    position = release.read_workdir(workdir)
+    config = json.loads(json.dumps(checkpoint.read_position(checkpoint.newest(workdir)).config))
+    config["sampler"]["steps"], config["aug"]["level"] = 77, 0.25
+    (workdir / "config.json").write_text(json.dumps(config))
+    changed = release.read_workdir(workdir)
+    assert (changed.spec.sampler.steps, changed.spec.aug_level) == (77, 0.25)
+    assert changed.spec.model == position.spec.model
+    (workdir / "config.json").write_text("{")
+    with pytest.raises(ReleaseError, match="config.json cannot be read"):
+        release.read_workdir(workdir)

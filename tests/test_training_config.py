@@ -156,6 +156,13 @@ def test_a_workdir_belongs_to_one_run(tmp_path: Path, config: ConfigDict) -> Non
         files.read_workdir(tmp_path)
 
 
+def test_a_workdir_of_another_stage_says_so_first(config: ConfigDict, tmp_path: Path) -> None:
+    files.write_workdir(tmp_path, config)
+    config.aug.max_level, config.stage = 0.5, "sr64"
+    with pytest.raises(ConfigError, match="config.stage is 'base' there and 'sr64' here"):
+        files.check_same_run(tmp_path, config)
+
+
 def test_phases_say_who_starts_from_whom() -> None:
     grown = [{"steps": 3, "cuts": (0.5,), "parents": (0, 0)}, {"steps": 2, "cuts": (0.2, 0.5), "parents": (0, 1, 1)}]
     phases = parse_phases([{"steps": 5}, *grown])
@@ -268,6 +275,13 @@ def test_a_config_of_an_older_version_gets_the_keys_that_came_later(tmp_path: Pa
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(ConfigError, match="it holds list"):
         files.read_workdir(tmp_path)
+
+
+def test_a_workdir_of_another_stage_says_so_first(config: ConfigDict, tmp_path: Path) -> None:
+    files.write_workdir(tmp_path, config)
+    config.aug.max_level, config.stage = 0.5, "sr64"
+    with pytest.raises(ConfigError, match="config.stage is 'base' there and 'sr64' here"):
+        files.check_same_run(tmp_path, config)
 
 
 @pytest.mark.parametrize("step", ["write_text", "replace"])

@@ -9,6 +9,7 @@ Experts may be trained together or one a run; `stack_runs` joins runs whose inte
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,8 +95,24 @@ def _read_checkpoint(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     return position, jax.tree.map(np.asarray, ocp.load_checkpointables(path, {"state": tree})["state"]["ema"])
 
 
+def _sampling_defaults(workdir: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config with how to sample taken from config.json, where it may be changed after training.
+
+    Raises:
+        ReleaseError: config.json is damaged.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return config
+    try:
+        now = json.loads(path.read_text())
+        return {**config, "sampler": now["sampler"], "aug": {**config["aug"], "level": now["aug"]["level"]}}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ReleaseError(f"{path} cannot be read ({type(error).__name__}: {error}); expected a run's config") from error
+
+
 def _run(workdir: Path, position: Mapping[str, Any], ema: Mapping[str, Any]) -> Run:
-    config = position["config"]
+    config = _sampling_defaults(workdir, position["config"])
     data = config["data"]
     model = {key: value for key, value in config["model"].items() if key != "dtype"}
     spec = StageSpec(

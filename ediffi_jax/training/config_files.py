@@ -24,7 +24,7 @@ from ediffi_jax.training.errors import ConfigError
 PACKAGE = Path(ediffi_jax.__file__).resolve().parent
 # Keys that may differ when a run goes on: they change what is observed and where it runs, not what is learned.
 FREE = ("log_every", "eval_every", "eval_batches", "save_every", "sample_every", "keep", "profile", "wandb",
-        "mesh", "data.dir", "data.workers", "data.embeddings", "sampler")  # fmt: skip
+        "mesh", "data.dir", "data.workers", "data.embeddings", "sampler", "aug.level")  # fmt: skip
 
 
 def load(spec: str) -> ConfigDict:
@@ -215,7 +215,7 @@ def check_same_run(workdir: str | epath.Path, config: ConfigDict) -> None:
         return
     before, now = _flatten(to_json(old)), _flatten(to_json(config))
     last = f"phases.{len(old.phases) - 1}.steps"
-    for key in sorted(before.keys() | now.keys()):
+    for key in sorted(before.keys() | now.keys(), key=lambda key: (key != "stage", key)):
         extends = key in (last, "optimizer.cooldown") or key.startswith("phases.") and int(key.split(".")[1]) >= len(old.phases)
         if extends or any(key == free or key.startswith(free + ".") for free in FREE):
             continue
