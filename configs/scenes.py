@@ -66,7 +66,7 @@ def _base(config: ConfigDict) -> None:
     )
     config.data.update({"resolution": 16, "source_resolution": 64})
     config.batch_size = 32
-    config.phases = _phases((18_000, (), ()), (1_600, (0.125, 0.75), (0, 0, 0)))
+    config.phases = _phases((18_500, (), ()), (1_600, (0.125, 0.75), (0, 0, 0)))
     config.optimizer.update({"lr": 6e-4, "warmup": 300, "cooldown": 1_200, "weight_decay": 0.01, "b2": 0.99})
     config.ema.decay = 0.999
     config.sampler.update({"name": "deis_kutta3", "steps": 16, "sigma_max": 40.0, "guidance": 1.0})

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -259,7 +259,7 @@ class Stage:
             if inputs["low_res"] is not None:
                 noisy = add_noise(inputs["low_res"], _fold(keys, LOW_RES_NOISE), inputs["aug_level"])
                 inputs = {**inputs, "low_res": noisy}
-            noise = _normal(_fold(keys, INITIAL_NOISE), (size, size, 3))
+            noise = samplers.initial_noise(_fold(keys, INITIAL_NOISE), (size, size, 3))
             denoise = self._denoise(params, inputs, **how)
             observer = {"callback": self._report} if observed else {}
             return jnp.clip(sampler(denoise, noise, sigmas, _fold(keys, SAMPLER_NOISE), **observer), -1.0, 1.0)
@@ -296,7 +296,7 @@ def noise_grid(settings: SamplerSpec) -> Float[np.ndarray, "n"]:
 
 def add_noise(images: Float[Array, "b h w c"], keys: Array, level: Float[Array, "b"]) -> Float[Array, "b h w c"]:
     """Noise-conditioning augmentation: images + level * unit normal, drawn from each image's own key."""
-    return images + level[:, None, None, None] * _normal(keys, images.shape[1:])
+    return images + level[:, None, None, None] * samplers.initial_noise(keys, images.shape[1:])
 
 
 @functools.partial(jax.jit, static_argnames="stage_index")
@@ -308,7 +308,3 @@ def image_keys(seed: Array, indices: Array, *, stage_index: int) -> Array:
 
 def _fold(keys: Array, what: int) -> Array:
     return jax.vmap(lambda key: jax.random.fold_in(key, what))(keys)
-
-
-def _normal(keys: Array, shape: Sequence[int]) -> Array:
-    return jax.vmap(lambda key: jax.random.normal(key, tuple(shape)))(keys)
