@@ -277,13 +277,6 @@ def test_a_config_of_an_older_version_gets_the_keys_that_came_later(tmp_path: Pa
         files.read_workdir(tmp_path)
 
 
-def test_a_workdir_of_another_stage_says_so_first(config: ConfigDict, tmp_path: Path) -> None:
-    files.write_workdir(tmp_path, config)
-    config.aug.max_level, config.stage = 0.5, "sr64"
-    with pytest.raises(ConfigError, match="config.stage is 'base' there and 'sr64' here"):
-        files.check_same_run(tmp_path, config)
-
-
 @pytest.mark.parametrize("step", ["write_text", "replace"])
 def test_a_config_that_cannot_be_rewritten_stays_as_it_was(tmp_path: Path, config: ConfigDict, monkeypatch, step: str) -> None:
     """A full disk halfway through the text, and a rename that fails: nothing but the old file is left."""
