@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
 # Installs what the tests need and runs them all:   bash launch/test.sh [--all] [pytest arguments]
-#   --all   also the tests marked `pod`: machines emulated at pod scale, which take long
+#   --all   also the tests marked `pod`: compiled for TPU pods by the TPU's own compiler, which take long
 # Everything else is passed to pytest:              bash launch/test.sh tests/test_samplers.py -k order
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
-environment test || exit $?
 
-markers=(-m "not pod")
+markers=(-m "not pod") pins=test
 if [[ "${1:-}" == "--all" ]]; then
-  markers=()
+  markers=() pins=pod
+  export ALLOW_MULTIPLE_LIBTPU_LOAD=1 # workers that compile for TPUs at the same time
   shift
 fi
+environment "$pins" || exit $?
 
 # One worker per core, each told to use one thread: workers that each start a thread per core only wait
 # for one another. The compilation cache is shared, so a program two workers need is compiled once.
