@@ -1,6 +1,6 @@
 """Paint-with-words on the scenes cascade: do objects go where they are painted, and what does it cost?
 
-    python -m benchmarks.paint_control --number=200 --weights=0,0.1,0.2,0.3,0.5,0.8 --out=paint_control
+    python -m benchmarks.paint_control --number=200 --weights=0,0.2,0.4,0.8,1.6 --out=paint_control
 
 Each of the prompts asks for two objects, with no word on where they are ("a red circle and a blue square"); each
 object is painted into a half, a quarter or a random box, without overlap. For every weight w' (0 = unpainted)
@@ -30,7 +30,7 @@ FLAGS = flags.FLAGS
 CASCADE = flags.DEFINE_string("cascade", "scenes", "Bundled name, release folder, or workdir of a base.")
 NUMBER = flags.DEFINE_integer("number", 200, "Prompts.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of the prompts, the masks and the pictures.")
-WEIGHTS = flags.DEFINE_list("weights", ["0", "0.1", "0.2", "0.3", "0.5", "0.8"], "Weights w' to try; 0 = unpainted.")
+WEIGHTS = flags.DEFINE_list("weights", ["0", "0.2", "0.4", "0.8", "1.6"], "Weights w' to try; 0 = unpainted.")
 HELD_OUT = flags.DEFINE_bool("held_out", False, "Only pairs of objects that training never showed together.")
 STAGE = flags.DEFINE_string("stage", None, "Stage whose pictures are read; default the last.")
 TEMPLATE = flags.DEFINE_string("template", "{a} and {b}", "Prompt; {a} is the first object with its article.")

@@ -26,9 +26,8 @@ from ediffi_jax.paint import masks, spans
 from ediffi_jax.paint.errors import PaintError
 from ediffi_jax.types import PerImage
 
-# w' when none is given. The best for the bundled cascade of those tried on 32 prompts; the full run of
-# benchmarks/paint_control.py, which plots control and quality over w', is to choose it.
-PAINT_WEIGHT = 0.8
+# w' when none is given: where control stops growing on the bundled cascade, see docs/control.md.
+PAINT_WEIGHT = 1.6
 
 
 @flax.struct.dataclass
