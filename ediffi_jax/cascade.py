@@ -88,6 +88,7 @@ class Cascade:
         paint: Any = None,
         paint_weight: float | Sequence[float] | None = None,
         paint_stages: str | Sequence[str] | None = None,
+        style_weight: float | Mapping[str, float] | None = None,
         callback: Callback | None = None,
         return_stages: bool = False,
         progress: bool = True,
@@ -115,6 +116,8 @@ class Cascade:
             paint_weight: w' of the painting, one for all or one per prompt; 0 is none. Default
                 `paint.PAINT_WEIGHT`.
             paint_stages: stages that follow the painting; default the base.
+            style_weight: s of D_ts + w (D_t - D_0) + s (D_ts - D_t), where t is the text and s the style image; a
+                number is the base stage's, a dictionary reaches others. Default: guidance by both together, as s = w.
             callback: called as callback(stage, step, sigma, expert, x0) after each solver step.
             return_stages: also return the smaller images of the stages before.
             progress: show a progress bar.
@@ -128,7 +131,7 @@ class Cascade:
         request = self.request(
             prompts, num=num, seed=seed, guidance=guidance, negative=negative, style=style, encoders=encoders,
             sampler=sampler, steps=steps, batch_size=batch_size,
-            paint=paint, paint_weight=paint_weight, paint_stages=paint_stages,
+            paint=paint, paint_weight=paint_weight, paint_stages=paint_stages, style_weight=style_weight,
         )  # fmt: skip
         batches = list(self.run(request, callback=callback, progress=progress))
         images = {
@@ -162,7 +165,7 @@ class Cascade:
                     x = stage.sample(
                         pick(cond), keys, low_res=x, null=None if null is None else pick(null),
                         settings=request.stages[stage.spec.name], paint=pick(painting) if painted else None,
-                        callback=callback,
+                        style_weight=request.style_weight.get(stage.spec.name), callback=callback,
                     )  # fmt: skip
                     images[stage.spec.name] = to_uint8(np.asarray(x)[:count])
                     bar.update(count)

@@ -40,6 +40,7 @@ class Request:
         stages: sampling settings of every stage.
         batch_size: images at a time.
         paint: painted phrases, or None.
+        style_weight: {stage: weight of guidance by the style image}, where it has one of its own.
     """
 
     prompts: tuple[str, ...]
@@ -51,6 +52,7 @@ class Request:
     stages: Mapping[str, SamplerSpec]
     batch_size: int
     paint: Plan | None = None
+    style_weight: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -89,6 +91,7 @@ def make_request(
     paint: Any = None,
     paint_weight: float | Sequence[float] | None = None,
     paint_stages: str | Sequence[str] | None = None,
+    style_weight: float | Mapping[str, float] | None = None,
     devices: int = 1,
     readers: Encoders | None = None,
 ) -> Request:
@@ -116,6 +119,7 @@ def make_request(
         stages=stages,
         batch_size=BATCH_SIZE * devices if batch_size is None else _whole(batch_size, "batch_size", 1),
         paint=_paint(specs, texts, paint, paint_weight, paint_stages, wanted, readers),
+        style_weight=_style_weight(style_weight, style, [spec.name for spec in specs]),
     )
 
 
@@ -172,13 +176,13 @@ def _per_stage(value: Any, names: Sequence[str], what: str, plain: Sequence[str]
     return dict(value)
 
 
-def _weight(value: Any) -> float:
+def _weight(value: Any, name: str = "guidance") -> float:
     try:
         weight = float(value)
     except (TypeError, ValueError) as error:
-        raise CascadeError(f"guidance is {value!r}; expected a number, 0 for none") from error
+        raise CascadeError(f"{name} is {value!r}; expected a number, 0 for none") from error
     if not math.isfinite(weight):
-        raise CascadeError(f"guidance is {weight}; expected a finite number, 0 for none")
+        raise CascadeError(f"{name} is {weight}; expected a finite number, 0 for none")
     return weight
 
 
@@ -203,6 +207,18 @@ def _style(style: Any, prompts: int, size: int) -> np.ndarray | None:
     if len(images) not in (1, prompts):
         raise CascadeError(f"{len(images)} style images for {prompts} prompts; expected one, or one each")
     return np.stack(images * prompts if len(images) == 1 else images)
+
+
+def _style_weight(value: Any, style: Any, names: Sequence[str]) -> dict[str, float]:
+    if value is None:
+        return {}
+    if style is None:
+        raise CascadeError("style_weight without a style image; expected style= with it")
+    weights = _per_stage(value, names, "style_weight", names[:1])
+    for weight in weights.values():
+        if not _weight(weight, "style_weight") >= 0:
+            raise CascadeError(f"style_weight is {weight}; expected a number >= 0; 0 takes the style as it comes")
+    return {name: float(weight) for name, weight in weights.items()}
 
 
 def _encoders(encoders: Sequence[str] | None, style: Any) -> tuple[str, ...]:

@@ -134,6 +134,7 @@ def settings(request: Request, style: Any = None) -> dict[str, Any]:
         "guidance": {name: stage.guidance for name, stage in request.stages.items()},
         "negative": list(request.negative) or None,
         "style": style,
+        "style_weight": dict(request.style_weight) or None,
         "encoders": list(request.encoders),
         "sampler": {name: stage.name for name, stage in request.stages.items()},
         "steps": {name: stage.steps for name, stage in request.stages.items()},

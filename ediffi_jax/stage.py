@@ -34,6 +34,7 @@ THRESHOLDS: Mapping[str, Callable[[DenoiseFn], DenoiseFn]] = {
     "static": guidance.static_threshold,
     "dynamic": guidance.dynamic_threshold,
 }
+TEXT = ("clip_text", "t5")
 INITIAL_NOISE, LOW_RES_NOISE, SAMPLER_NOISE = range(3)
 
 # callback(stage, step, sigma, expert, x0): x0 is a host array [B, R, R, 3] in about [-1, 1].
@@ -89,6 +90,7 @@ class Stage:
         threshold: str | None = None,
         interval: tuple[float, float] | None = None,
         paint: Painting | None = None,
+        style_weight: float | Float[Array, ""] | Float[Array, "b"] | None = None,
     ) -> DenoiseFn:
         """The denoiser that samplers see, `denoise(x [B, R, R, 3], sigma scalar) -> x0`.
 
@@ -101,13 +103,15 @@ class Stage:
             aug_level: standard deviation of that noise; default the stage's.
             threshold: "static", "dynamic" or None.
             interval: (low, high) range of sigma in which guidance acts; default all.
-            paint: painted phrases, rows [B, ...]; acts in the conditional pass only.
+            paint: painted phrases, rows [B, ...]; acts in the conditional passes only.
+            style_weight: s of D_ts + w (D_t - D_0) + s (D_ts - D_t), `guidance.text_and_style`; None guides by
+                text and style image together, with the weight w.
 
         Raises:
             CascadeError: low_res missing or out of place, unknown threshold.
             PaintError: paint that does not fit the conditioning, or a stage without cross-attention.
         """
-        inputs = self._inputs(conditioning, null, guidance, low_res, aug_level, paint)
+        inputs = self._inputs(conditioning, null, guidance, low_res, aug_level, paint, style_weight)
         guided = not isinstance(guidance, (int, float)) or guidance != 0.0
         return self._denoise(self._experts, inputs, guided=guided, threshold=threshold, interval=interval)
 
@@ -121,6 +125,7 @@ class Stage:
         settings: SamplerSpec | None = None,
         aug_level: float | None = None,
         paint: Painting | None = None,
+        style_weight: float | None = None,
         callback: Callback | None = None,
     ) -> Float[Array, "b r r 3"]:
         """Images in [-1, 1], one per key. Compiled once per batch size and kind of settings.
@@ -133,6 +138,7 @@ class Stage:
             settings: sampler, steps, grid, guidance; default the stage's.
             aug_level: standard deviation of the noise added to low_res; default the stage's.
             paint: painted phrases, rows [B, ...]; without, the program is the unpainted one.
+            style_weight: of guidance by the style image, as in `denoise_fn`; without, the program is the usual one.
             callback: called after each step; costs a fresh compilation in each process, and runs on one device.
 
         Raises:
@@ -140,7 +146,8 @@ class Stage:
         """
         settings = settings or self.spec.sampler
         guided = settings.guidance != 0.0
-        inputs = self._inputs(conditioning, null if guided else None, settings.guidance, low_res, aug_level, paint)
+        null = null if guided else None
+        inputs = self._inputs(conditioning, null, settings.guidance, low_res, aug_level, paint, style_weight)
         self._listeners[:] = [] if callback is None else [callback]
         single = callback is not None or bool(self.devices) and keys.shape[0] % len(self.devices) != 0
         weight = inputs.pop("weight")
@@ -168,6 +175,7 @@ class Stage:
         low_res: Array | None,
         aug_level: float | Array | None,
         paint: Painting | None = None,
+        style_weight: float | Array | None = None,
     ) -> dict[str, Any]:
         """What the denoiser depends on besides parameters, with every default filled in."""
         size, batch = self.spec.low_resolution, jax.tree.leaves(cond)[0].shape[0]
@@ -184,8 +192,9 @@ class Stage:
             "null": conditioning.null_like(cond) if null is None else null,
             "weight": jnp.asarray(weight, jnp.float32),
             "low_res": low_res,
-            "aug_level": jnp.broadcast_to(jnp.asarray(level, jnp.float32), (batch,)) if size else None,
+            "aug_level": _per_image(level, batch) if size else None,
             "paint": paint,
+            "style_weight": None if style_weight is None else _per_image(style_weight, batch),
         }
 
     def _check_paint(self, paint: Painting, cond: Conditioning) -> None:
@@ -229,11 +238,14 @@ class Stage:
             return experts.switch(expert, params, self.ensemble)
 
         given = (inputs["cond"], images)
-        denoise = denoise_of(given)
-        if guided:
-            span = (0.0, float("inf")) if interval is None else interval
-            null = (inputs["null"], {**images, "paint": images["paint"].unpainted()} if "paint" in images else images)
-            denoise = guidance.classifier_free(denoise_of, given, null, inputs["weight"], span)
+        span = (0.0, float("inf")) if interval is None else interval
+        null = (inputs["null"], {**images, "paint": images["paint"].unpainted()} if "paint" in images else images)
+        weight, style_weight = inputs["weight"] if guided else 0.0, inputs["style_weight"]
+        if style_weight is None:
+            denoise = guidance.classifier_free(denoise_of, given, null, weight, span)
+        else:
+            text = (conditioning.select(inputs["cond"], TEXT), images)
+            denoise = guidance.text_and_style(denoise_of, given, text, null, weight, style_weight, span)
         return denoise if threshold is None else THRESHOLDS[threshold](denoise)
 
     @functools.cached_property
@@ -304,6 +316,10 @@ def image_keys(seed: Array, indices: Array, *, stage_index: int) -> Array:
     """[B] keys: fold_in(fold_in(key(seed), stage_index), image_index), for indices [B]."""
     stage_key = jax.random.fold_in(jax.random.key(seed), stage_index)
     return jax.vmap(functools.partial(jax.random.fold_in, stage_key))(indices)
+
+
+def _per_image(value: float | Array, batch: int) -> Float[Array, "b"]:
+    return jnp.broadcast_to(jnp.asarray(value, jnp.float32), (batch,))
 
 
 def _fold(keys: Array, what: int) -> Array:

@@ -18,8 +18,9 @@ x0,y0,x1,y1 in fractions; "#2" is the phrase's second occurrence. Or one colour-
 --canvas=canvas.png --legend="#ff0000=red circle,#0000ff=blue square". Masks may overlap; where a word has
 several they add. All prompts are painted alike. --paint_weight (0 = not painted) says how strongly.
 
---negative says what to lead away from. --style=photo.png takes the style of a picture. --encoders=t5 conditions
-on T5 alone (of t5, clip_text, clip_image). --sampler and --steps hold for all stages, or per stage as above.
+--negative says what to lead away from. --style=photo.png takes the style of a picture; --style_weight guides by
+it apart from the text. --encoders=t5 conditions on T5 alone (of t5, clip_text, clip_image). --sampler and --steps
+hold for all stages, or per stage as above.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Same seed and settings, same pictures.")
 GUIDANCE = flags.DEFINE_string("guidance", None, "Weight w, 0 = none: a number for the base, or stage=w,stage=w.")
 NEGATIVE = flags.DEFINE_multi_string("negative", None, "What guidance leads away from: once, or once per prompt.")
 STYLE = flags.DEFINE_multi_string("style", None, "Picture whose style to take: once, or once per prompt.")
+STYLE_WEIGHT = flags.DEFINE_string("style_weight", None, "Guidance by the style, like --guidance; default that.")
 ENCODERS = flags.DEFINE_list("encoders", None, "Only these of t5, clip_text, clip_image.")
 PAINT = flags.DEFINE_multi_string("paint", [], "phrase=mask: where a phrase belongs. May be repeated.")
 CANVAS = flags.DEFINE_string("canvas", None, "Colour-coded picture that paints the phrases of --legend.")
@@ -59,6 +61,7 @@ def main(overrides: list[str]) -> None:
         "guidance": samples.per_stage(GUIDANCE.value, float, "guidance"),
         "negative": NEGATIVE.value,
         "style": STYLE.value,
+        "style_weight": samples.per_stage(STYLE_WEIGHT.value, float, "style_weight"),
         "encoders": ENCODERS.value,
         "paint": paint.parse(PAINT.value, CANVAS.value, LEGEND.value),
         "paint_weight": PAINT_WEIGHT.value,

@@ -248,6 +248,10 @@ WRONG = [
     ({"encoders": ["clip_image"]}, "there is no style image"),
     ({"style": "nowhere.png"}, "'nowhere.png' does not exist"),
     ({"style": np.zeros((4, 4))}, r"float64\[4, 4\]"),
+    ({"style_weight": 2.0}, "style_weight without a style image"),
+    ({"style_weight": -1.0, "style": np.zeros((4, 4, 3), np.uint8)}, "style_weight is -1.0; expected a number >= 0"),
+    ({"style_weight": float("inf"), "style": np.zeros((4, 4, 3), np.uint8)}, "style_weight is inf"),
+    ({"style_weight": {"bse": 1}, "style": np.zeros((4, 4, 3), np.uint8)}, "unknown stage 'bse'; did you mean 'base'"),
     ({"style": np.zeros((4, 4, 3), np.uint8), "encoders": ["t5"]}, "acts through the encoder clip_image"),
 ]
 

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ediffi_jax.guidance import GuidanceError, classifier_free, dynamic_threshold, static_threshold
+from ediffi_jax.guidance import GuidanceError, classifier_free, dynamic_threshold, static_threshold, text_and_style
 
 COND = {"text": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "mask": jnp.array([[True, True], [True, False]])}
 NULL = {"text": jnp.zeros((2, 2)), "mask": jnp.zeros((2, 2), bool)}
+TEXT = {"text": jnp.array([[1.0, 0.0], [3.0, 0.0]]), "mask": jnp.array([[True, False], [True, False]])}
 X = jax.random.normal(jax.random.key(0), (2, 3, 3, 1))
 
 
@@ -92,6 +93,31 @@ def test_conditionings_must_match() -> None:
         classifier_free(denoise_of, COND, {"text": NULL["text"]}, 1.0)
     with pytest.raises(GuidanceError, match=r"cond\['text'\] is \(2, 2\) but null\['text'\] is \(1, 2\)"):
         classifier_free(denoise_of, COND, {**NULL, "text": jnp.zeros((1, 2))}, 1.0)
+
+
+def both(weight, style_weight, sigma: float = 1.5) -> np.ndarray:
+    d_ts, d_t, d_0 = (np.asarray(denoise_of(cond)(X, sigma), np.float64) for cond in (COND, TEXT, NULL))
+    w, s = (np.reshape(value, (-1, 1, 1, 1)) for value in (weight, style_weight))
+    return d_ts + w * (d_t - d_0) + s * (d_ts - d_t)
+
+
+@pytest.mark.parametrize(("weight", "style_weight"), [
+    (2.0, 3.0), (jnp.float32(0.5), 0.0), (0.0, 4.0), (jnp.array([1.0, 2.0]), jnp.array([3.0, 0.5])),
+])  # fmt: skip
+def test_text_and_style_are_guided_apart(weight, style_weight) -> None:
+    result, ran = rows_run(lambda spying: text_and_style(spying, COND, TEXT, NULL, weight, style_weight), 1.5)
+    assert ran == [4 if isinstance(weight, float) and weight == 0 else 6]
+    np.testing.assert_allclose(result, both(weight, style_weight), atol=1e-5)
+
+
+def test_equal_weights_are_plain_guidance_and_the_interval_holds() -> None:
+    guided = text_and_style(denoise_of, COND, TEXT, NULL, 2.0, 2.0, interval=(0.3, 5.0))
+    np.testing.assert_allclose(guided(X, 1.5), expected(1.5, 2.0), atol=1e-5)
+    np.testing.assert_allclose(guided(X, 9.0), denoise_of(COND)(X, 9.0), atol=1e-6)
+    levels = jnp.array([0.1, 1.0])
+    np.testing.assert_allclose(guided(X, levels), expected(levels, np.array([0.0, 2.0])), atol=1e-5)
+    with pytest.raises(GuidanceError, match="expected the same structure"):
+        text_and_style(denoise_of, COND, {"text": TEXT["text"]}, NULL, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("percentile", [0.5, 0.9, 0.995, 1.0])
