@@ -31,6 +31,8 @@ _NAMES = {
     "guidance": ("guidance", None),
     "paint": ("paint", None),
     "samplers": ("samplers", None),
+    "show": ("showing", "show"),
+    "studio": ("studio_page", "studio"),
 }
 
 __all__ = ["__version__", *_NAMES]  # noqa: PLE0604 (the names are fetched by __getattr__)

@@ -118,7 +118,8 @@ class Cascade:
             paint_stages: stages that follow the painting; default the base.
             style_weight: s of D_ts + w (D_t - D_0) + s (D_ts - D_t), where t is the text and s the style image; a
                 number is the base stage's, a dictionary reaches others. Default: guidance by both together, as s = w.
-            callback: called as callback(stage, step, sigma, expert, x0) after each solver step.
+            callback: called as callback(stage, step, sigma, expert, x0) after each solver step; what it raises stops
+                the sampling and is raised here.
             return_stages: also return the smaller images of the stages before.
             progress: show a progress bar.
 

@@ -81,30 +81,42 @@ def write_samples(out: str | os.PathLike, cascade: Cascade, request: Request, st
         PictureError: the folder cannot be written.
     """
     folder = make_folder(out)
-    common = {**record(cascade, request), "settings": settings(request, style)}
+    planned = lines_of(cascade, request, style)
     lines: list[dict[str, Any]] = []
     shown: list[Any] = []
     last = cascade.stages[-1].spec.name
     try:
         for index, image in _images(cascade.run(request), last):
-            prompt = index // request.num
-            file = f"{index:04d}.png"
             if not lines:
                 remove_recorded(folder)
-            write_png(folder / file, image)
-            lines.append(
-                {"file": file, "index": index, "prompt": request.prompts[prompt], "seed": request.seed, **common}
-                | ({"paint": request.paint.record(prompt)} if request.paint else {})
-            )
+            write_png(folder / planned[index]["file"], image)
+            lines.append(planned[index])
             if len(shown) < SHEET_LIMIT:
                 shown.append(image)
     finally:
         if lines:
-            write_bytes(folder / RECORDS, "".join(json.dumps(line) + "\n" for line in lines).encode())
+            write_records(folder, lines)
             columns = request.num if 1 < request.num <= 16 else None
             captions = [line["prompt"] for line in lines[: len(shown)]]
             write_png(folder / SHEET, contact_sheet(shown, captions, columns))
     return folder
+
+
+def lines_of(cascade: Cascade, request: Request, style: Any = None) -> list[dict[str, Any]]:
+    """What samples.jsonl says of each image, in order; arguments as in `write_samples`."""
+    common = {**record(cascade, request), "settings": settings(request, style)}
+    painted = [{"paint": request.paint.record(p)} if request.paint else {} for p in range(len(request.prompts))]
+    return [
+        {"file": f"{index:04d}.png", "index": index, "prompt": request.prompts[prompt], "seed": request.seed}
+        | common
+        | painted[prompt]
+        for index, prompt in enumerate(p for p in range(len(request.prompts)) for _ in range(request.num))
+    ]
+
+
+def write_records(folder: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Writes samples.jsonl; raises PictureError if it cannot be written."""
+    write_bytes(folder / RECORDS, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def remove_recorded(folder: Path) -> None:

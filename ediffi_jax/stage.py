@@ -27,6 +27,7 @@ from ediffi_jax import conditioning, experts, guidance, models, samplers
 from ediffi_jax.conditioning import Conditioning
 from ediffi_jax.denoiser import DenoiseFn, precondition
 from ediffi_jax.errors import UserError, nearest
+from ediffi_jax.listening import Reports
 from ediffi_jax.paint import PaintError, Painting
 from ediffi_jax.release import SamplerSpec, StageSpec
 
@@ -139,7 +140,8 @@ class Stage:
             aug_level: standard deviation of the noise added to low_res; default the stage's.
             paint: painted phrases, rows [B, ...]; without, the program is the unpainted one.
             style_weight: of guidance by the style image, as in `denoise_fn`; without, the program is the usual one.
-            callback: called after each step; costs a fresh compilation in each process, and runs on one device.
+            callback: called after each step; costs a fresh compilation in each process, and runs on one device. What
+                it raises stops the sampling and is raised here.
 
         Raises:
             CascadeError, SamplerError, PaintError: settings that cannot be, low_res or paint missing or out of place.
@@ -148,24 +150,21 @@ class Stage:
         guided = settings.guidance != 0.0
         null = null if guided else None
         inputs = self._inputs(conditioning, null, settings.guidance, low_res, aug_level, paint, style_weight)
-        self._listeners[:] = [] if callback is None else [callback]
         single = callback is not None or bool(self.devices) and keys.shape[0] % len(self.devices) != 0
         weight = inputs.pop("weight")
-        x = self._program(
-            self._place(self._experts, single),
-            self._place(weight, single),
-            self._place(inputs, single, PartitionSpec("batch")),
-            self._place(keys, single, PartitionSpec("batch")),
-            noise_grid(settings),
-            sampler=samplers.get(settings.name),
-            guided=guided,
-            threshold=settings.threshold,
-            interval=settings.interval,
-            observed=callback is not None,
-        )
-        if callback is not None:
-            jax.effects_barrier()
-        return x
+        with self._reports.to(None if callback is None else functools.partial(self._tell, callback)):
+            return self._program(
+                self._place(self._experts, single),
+                self._place(weight, single),
+                self._place(inputs, single, PartitionSpec("batch")),
+                self._place(keys, single, PartitionSpec("batch")),
+                noise_grid(settings),
+                sampler=samplers.get(settings.name),
+                guided=guided,
+                threshold=settings.threshold,
+                interval=settings.interval,
+                observed=callback is not None,
+            )
 
     def _inputs(
         self,
@@ -273,20 +272,19 @@ class Stage:
                 inputs = {**inputs, "low_res": noisy}
             noise = samplers.initial_noise(_fold(keys, INITIAL_NOISE), (size, size, 3))
             denoise = self._denoise(params, inputs, **how)
-            observer = {"callback": self._report} if observed else {}
+            observer = {"callback": self._reports} if observed else {}
             return jnp.clip(sampler(denoise, noise, sigmas, _fold(keys, SAMPLER_NOISE), **observer), -1.0, 1.0)
 
         return jax.jit(run, static_argnames=("sampler", "guided", "threshold", "interval", "observed"))
 
     @functools.cached_property
-    def _listeners(self) -> list[Callback]:
-        """Whom the compiled program reports to: looked up at run time, so that it need not be compiled anew."""
-        return []
+    def _reports(self) -> Reports:
+        """What the compiled program reports to."""
+        return Reports()
 
-    def _report(self, step: Any, sigma: Any, x0: Any) -> None:
+    def _tell(self, callback: Callback, step: Any, sigma: Any, x0: Any) -> None:
         expert = int(np.searchsorted(np.asarray(self.ensemble.cut_sigmas, np.float32), np.float32(sigma), side="right"))
-        for listener in self._listeners:
-            listener(self.spec.name, int(step), float(sigma), expert, np.asarray(x0))
+        callback(self.spec.name, int(step), float(sigma), expert, np.asarray(x0))
 
     def _place(self, tree: PyTree, single: bool = False, spec: PartitionSpec = PartitionSpec()) -> PyTree:
         """Lays arrays over the stage's devices by `spec`, or on the first alone."""

@@ -19,9 +19,9 @@ FLOORS = {
     "errors": 0, "types": 0, "noise": 0, "compilation": 0,
     "denoiser": 1, "conditioning": 1, "encoders": 1, "models": 1,
     "experts": 2, "guidance": 2, "samplers": 2, "paint": 2,
-    "cascade": 3, "grids": 3, "stage": 3, "request": 3, "samples": 3, "release": 3, "pictures": 3, "data": 3,
+    "cascade": 3, "grids": 3, "listening": 1, "showing": 3, "stage": 3, "request": 3, "samples": 3, "release": 3, "pictures": 3, "data": 3,
     "training": 4, "evaluation": 4,
-    "studio": 5, "planning": 5,
+    "studio_page": 5, "planning": 5,
     "launch": 6, "configs": 6,
 }  # fmt: skip
 
@@ -39,6 +39,7 @@ BESIDE = {
     "cascade": {"stage", "request", "release"},
     "samples": {"cascade", "request", "stage", "pictures", "release"},
     "grids": {"cascade", "stage", "pictures"},
+    "showing": {"pictures"},
     "evaluation": {"training"},
     "launch": {"configs"},
 }

@@ -23,6 +23,12 @@ def bundled_encoders() -> dict[str, Path]:
     return {path.parent.name: path for path in sorted(RELEASES.glob("*/encoders"))}
 
 
+def name_of(folder: str | os.PathLike) -> str:
+    """What `find` takes for this folder: a bundled release's name, or the absolute path."""
+    path = Path(folder).resolve()
+    return next((name for name, place in bundled().items() if place.resolve() == path), str(path))
+
+
 def find(name_or_path: str | os.PathLike) -> Path:
     """The folder that a user's name or path means: a bundled name first, then a path.
 
