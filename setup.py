@@ -46,7 +46,11 @@ EXTRAS = {
     "convert": ["torch>=2.6"],  # `launch.convert`: published .bin weights into safetensors, once
     "cuda": ["jax[cuda12]>=0.7.2"],
     "gcp": ["gcsfs>=2024.6"],
-    "test": ["diffusers", "hypothesis", "pytest>=8", "pytest-timeout", "pytest-xdist", "torch==2.13.0", "transformers>=5"],
+    "studio": ["gradio>=6.20"],
+    "test": [
+        "diffusers", "gradio>=6.20", "hypothesis", "ipython", "playwright", "pytest>=8", "pytest-timeout", "pytest-xdist",
+        "torch==2.13.0", "transformers>=5",
+    ],
     "tpu": ["jax[tpu]>=0.7.2"],
     "wandb": ["wandb"],
 }
@@ -61,7 +65,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["ediffi_jax", "ediffi_jax.*"]), "ediffi_jax.launch", "ediffi_jax.configs"],
     package_dir={"ediffi_jax.launch": "launch", "ediffi_jax.configs": "configs"},
-    package_data={"ediffi_jax": ["releases/**/*"]},
+    package_data={"ediffi_jax": ["releases/**/*", "studio_page/painter.*"]},
     include_package_data=False,
     install_requires=REQUIRES,
     extras_require=EXTRAS,

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Installs what the tests need and runs them all:   bash launch/test.sh [--all] [pytest arguments]
+# Installs what the tests need (a Chromium too, where it may) and runs them all:   bash launch/test.sh [--all] [pytest arguments]
 #   --all   also the tests marked `pod`: compiled for TPU pods by the TPU's own compiler, which take long
 # Everything else is passed to pytest:              bash launch/test.sh tests/test_samplers.py -k order
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
+source launch/browser.sh
 
 markers=(-m "not pod") pins=test
 if [[ "${1:-}" == "--all" ]]; then
@@ -13,6 +14,7 @@ if [[ "${1:-}" == "--all" ]]; then
   shift
 fi
 environment "$pins" || exit $?
+browser
 
 # One worker per core, each told to use one thread: workers that each start a thread per core only wait
 # for one another. The compilation cache is shared, so a program two workers need is compiled once.

@@ -75,7 +75,7 @@ class Jobs:
     def _run(self, request: Request) -> Iterator[Step | Done]:
         said: queue.SimpleQueue[Any] = queue.SimpleQueue()
         stop = threading.Event()
-        thread = threading.Thread(target=self._work, args=(request, said, stop), daemon=True)
+        thread = threading.Thread(target=self._work, args=(request, said, stop), name="studio job", daemon=True)
         thread.start()
         try:
             while not isinstance(item := said.get(), Done):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import logging
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ class Page:
             self.generate, [*inputs, outputs[-1]], outputs, concurrency_limit=1, concurrency_id="cascade",
             show_progress="minimal", api_visibility="private",
         )  # fmt: skip
-        cancel.click(lambda: _status("Cancelled."), None, status, cancels=[run], queue=False, api_visibility="private")
+        stopped = cancel.click(None, cancels=[run], queue=False, api_visibility="private")
+        stopped.then(_cancelled, None, status, queue=False, api_visibility="private")
 
     def _controls(self) -> tuple[list[gr.components.Component], gr.Button, gr.Button]:
         """The left side: its components in the order of `read_wishes`, and its two buttons."""
@@ -197,6 +199,11 @@ def _status(text: str, share: float = 0.0, bad: bool = False) -> str:
     colour = "#e03131" if bad else "inherit"
     bar = f'<div style="height:4px;background:#1971c2;width:{100 * share:.0f}%"></div>'
     return f'<div role="status" style="color:{colour};min-height:2.4em">{html.escape(text)}{bar}</div>'
+
+
+def _cancelled() -> str:
+    time.sleep(0.5)  # a step that is on its way to the browser arrives before
+    return _status("Cancelled.")
 
 
 def scratch() -> str:
