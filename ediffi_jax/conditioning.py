@@ -106,17 +106,25 @@ def _keep(cond: Conditioning, kept: dict[str, Bool[Array, "b"]]) -> Conditioning
     )
 
 
-def drop(key: Array, cond: Conditioning, rates: DropRates = DropRates()) -> Conditioning:  # noqa: B008 (frozen)
+def drop(
+    key: Array,
+    cond: Conditioning,
+    rates: DropRates = DropRates(),  # noqa: B008 (frozen)
+    needs_image: Bool[Array, "b"] | None = None,
+) -> Conditioning:
     """Drops each encoder of each sample independently, CLIP's pooled text together with its tokens.
 
     Args:
         key: one typed PRNG key.
         cond: a batch.
         rates: probabilities, Python floats or traced scalars; 0 keeps all, 1 drops all.
+        needs_image: samples whose caption leaves to the image what only it tells; they always keep it.
     """
     batch = cond.clip_image_mask.shape[0]
     keys = jax.random.split(key, len(ENCODERS))
     kept = {name: jax.random.uniform(keys[i], (batch,)) >= getattr(rates, name) for i, name in enumerate(ENCODERS)}
+    if needs_image is not None:
+        kept["clip_image"] |= needs_image
     return _keep(cond, kept)
 
 

@@ -72,6 +72,17 @@ def test_rate_zero_keeps_all_and_rate_one_drops_all(seed, text, t5):
         assert rate == 0.5 or left[name].all() == (rate == 0.0) and left[name].any() == (rate == 0.0)
 
 
+def test_a_sample_that_needs_its_image_never_loses_it_and_the_rest_is_as_before():
+    needs = jnp.arange(400) % 3 == 0
+    rates = DropRates(clip_text=0.5, t5=0.5, clip_image=0.9)
+    plain = kept(conditioning.drop(jax.random.key(0), ones(400), rates))
+    needed = kept(conditioning.drop(jax.random.key(0), ones(400), rates, needs))
+    assert needed["clip_image"][needs].all() and not plain["clip_image"][needs].all()
+    np.testing.assert_array_equal(needed["clip_image"][~needs], plain["clip_image"][~needs])
+    for name in ("clip_text", "t5"):
+        np.testing.assert_array_equal(needed[name], plain[name])
+
+
 def test_rates_may_be_traced_and_keys_decide():
     @jax.jit
     def dropped(key, rate):

@@ -6,9 +6,10 @@ import itertools
 import numpy as np
 import pytest
 
-from ediffi_jax.data import loader, sources, views
+from ediffi_jax.data import loader, scenes, sources, views
 from ediffi_jax.data.loader import LoaderError, make_loader
-from ediffi_jax.data.scenes.builder import ScenesConfig, prepare
+from ediffi_jax.data.scenes.builder import ScenesConfig, location, prepare
+from ediffi_jax.data.sources import open_tfds
 
 NUMBER = 60
 
@@ -72,13 +73,32 @@ def test_keys_shapes_and_types(folder):
         "image": (3, 4, 32, 32, 3),
         "low_res": (3, 4, 8, 8, 3),
         "clip_pixels": (3, 4, 16, 16, 3),
+        "needs_image": (3, 4),
         "t5_ids": (3, 4, 250),
         "t5_mask": (3, 4, 250),
         "clip_ids": (3, 4, 20),
         "clip_mask": (3, 4, 20),
     }
     assert all(batch[key].dtype == np.uint8 for key in ("image", "low_res", "clip_pixels"))
-    assert batch["t5_ids"].dtype == np.int32 and batch["clip_mask"].dtype == bool
+    assert batch["t5_ids"].dtype == np.int32 and batch["clip_mask"].dtype == batch["needs_image"].dtype == bool
+
+
+def test_captions_leave_the_style_out_only_where_the_picture_tells_it(folder):
+    """Checked against the records: which caption may be silent, and that the batch says so."""
+    source = open_tfds(location(folder, ScenesConfig(resolution=64, num_scenes=NUMBER)), "train")
+    stored = [scenes.Scene.from_json(record.scene) for record in source.read(range(NUMBER))]
+    for clip_resolution in (16, 0):
+        loader = make(folder, batch=NUMBER, clip_resolution=clip_resolution)
+        batch, captions = loader.batch(0), loader.captions(0)
+        order = [int(loader._assemble.order[position]) for position in range(NUMBER)]
+        for row, number in enumerate(order):
+            scene = stored[number]
+            assert ("style" in captions[row]) == (scene.style != "flat" and (scene.named_style or not clip_resolution))
+            if clip_resolution:
+                assert batch["needs_image"][0, row] == (not scene.named_style)
+        assert ("needs_image" in batch) == bool(clip_resolution)
+    assert sum(not scene.named_style for scene in stored) > 3
+    assert "needs_image" not in make(folder, split="validation", clip_resolution=16).batch(0)
 
 
 def test_iterating_is_the_batches_at_the_positions(folder):
@@ -208,7 +228,7 @@ def test_negative_positions_are_refused(folder):
 
 
 def test_a_tfds_folder_by_path_and_pictures_of_other_sizes(folder):
-    path = folder / "scenes" / f"64-{NUMBER}" / "1.0.0"
+    path = location(folder, ScenesConfig(resolution=64, num_scenes=NUMBER))
     by_name, by_path = make(folder), make(folder, name=str(path))
     assert same(by_name.batch(0), by_path.batch(0))
     with pytest.raises(LoaderError, match="64x64 pixels; source_resolution is 128"):

@@ -1,5 +1,6 @@
 """Captions: parsed back with a grammar of their own, and every owned word checked against its object."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -85,6 +86,15 @@ def test_what_is_unsaid_is_the_default():
     plain = [s for s in MANY if s.background == "gray" and not s.gradient_to]
     said = np.mean(["gray" in scenes.caption(s, RNG) for s in plain])
     assert 0.4 < said < 0.6
+
+
+def test_a_style_left_to_the_picture_is_not_said_and_the_rest_is():
+    for scene in MANY[:300]:
+        silent = dataclasses.replace(scene, named_style=False)
+        text = scenes.canonical(silent)
+        assert "style" not in text
+        assert text == scenes.canonical(dataclasses.replace(scene, style="flat"))
+        assert scenes.Scene.from_json(silent.to_json()) == silent
 
 
 def test_articles_and_vocabulary():

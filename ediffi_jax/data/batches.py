@@ -76,6 +76,7 @@ class RecordAssembler:
     ) -> None:
         self.source, self.sizes, self.layout = source, sizes, layout
         self.seed, self.training, self.captions, self.embeddings = seed, training, captions, embeddings
+        self.pictures = sizes.clip > 0 if embeddings is None else embeddings.store.about.rows.pictures
         order = grain.MapDataset.range(len(source))
         self.order = (order.seed(seed).shuffle() if training else order).repeat(None)
 
@@ -89,13 +90,16 @@ class RecordAssembler:
         for row, (position, record) in enumerate(zip(positions, records, strict=True)):
             rng = np.random.default_rng((self.seed, position))
             chosen.append(int(rng.integers(self.captions)) if self.training and self.captions and record.scene else 0)
-            captions.append(self._caption(record, numbers[row], chosen[row], rng))
+            told = record if self.pictures else record.named()
+            captions.append(self._caption(told, numbers[row], chosen[row], rng))
             picture = self.sizes.fit(views.decode(record.encoded))
             for name, view in self.sizes.cut(picture, rng).items():
                 arrays[name][row] = view
         if self.embeddings is not None:
             keys = [digest(record.caption, record.scene) for record in records]
             arrays |= self.embeddings.read(list(zip(numbers, chosen, strict=True)), keys)
+        if self.training and self.pictures:
+            arrays["needs_image"] = np.array([record.needs_image for record in records])
         shape = self.layout.shape
         return {name: array.reshape(*shape, *array.shape[1:]) for name, array in arrays.items()}, captions
 

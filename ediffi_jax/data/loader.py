@@ -150,6 +150,7 @@ def make_loader(
             image        uint8 [E, b, H, W, 3]
             low_res      uint8 [E, b, h, w, 3], if there is a low_resolution
             clip_pixels  uint8 [E, b, S, S, 3], if there is a clip_resolution
+            needs_image  bool [E, b], in training with pictures: whether the caption leaves the style to the picture
             t5_ids, clip_ids int32 [E, b, L];  t5_mask, clip_mask bool [E, b, L]
         or, with `data.embeddings`, instead of pixels and ids those of `embedding_rows.RowFormat.decode`.
 

@@ -32,6 +32,18 @@ class Record:
     caption: str
     scene: str = ""
 
+    @property
+    def needs_image(self) -> bool:
+        """Whether its captions leave to the picture what only it tells: then it is not trained on without."""
+        return bool(self.scene) and not scenes.Scene.from_json(self.scene).named_style
+
+    def named(self) -> Record:
+        """The record whose captions leave nothing out, for training that sees no picture."""
+        if not self.needs_image:
+            return self
+        scene = dataclasses.replace(scenes.Scene.from_json(self.scene), named_style=True)
+        return dataclasses.replace(self, scene=scene.to_json())
+
     def rephrased(self, rng: np.random.Generator) -> str:
         """A caption drawn anew where the scene is known, else the stored one."""
         return scenes.caption(scenes.Scene.from_json(self.scene), rng) if self.scene else self.caption

@@ -52,14 +52,14 @@ class Part:
     def gather(self, numbers: Sequence[int]) -> Material:
         """Reads the records of these numbers."""
         records = self.source.read(list(numbers))
-        count = self.store.about.captions
+        count, pictures = self.store.about.captions, self.store.about.rows.pictures
         texts = [
-            record.phrasing(number, index) if self.training else record.caption
+            (record if pictures else record.named()).phrasing(number, index) if self.training else record.caption
             for number, record in zip(numbers, records, strict=True)
             for index in range(count)
         ]
         pixels = None
-        if self.store.about.rows.pictures:
+        if pictures:
             fitted = (self.sizes.fit(views.decode(record.encoded)) for record in records)
             pixels = np.stack([views.shrink(picture, self.sizes.clip) for picture in fitted])
         keys = [digest(record.caption, record.scene) for record in records for _ in range(count)]

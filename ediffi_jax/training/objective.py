@@ -67,7 +67,8 @@ class Objective:
 
     def conditioning(self, encoder_params: PyTree, batch: Batch, key: Array) -> Conditioning:
         """Conditioning as in training: encoded, then each encoder dropped on its own per sample."""
-        return conditioning.drop(key, encode_batch(self.encoders, encoder_params, batch), self.drop)
+        cond = encode_batch(self.encoders, encoder_params, batch)
+        return conditioning.drop(key, cond, self.drop, batch.get("needs_image"))
 
     def losses(
         self,

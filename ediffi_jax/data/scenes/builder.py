@@ -5,7 +5,7 @@ split is drawn from the generator seeded (seed, split, i), so a data set is a fu
 config, whatever the number of processes that made it, and the same seed at two resolutions shows
 the same scenes. Splits:
 
-    train       what models learn from
+    train       what models learn from; a fourth is captioned without the style, which only the picture tells
     validation  other scenes of the same distribution
     heldout     two objects in combinations that training never sees, flat style
 """
@@ -32,6 +32,9 @@ from ediffi_jax.data.scenes import captions, rendering, sampling
 from ediffi_jax.data.scenes import vocabulary as v
 
 SPLITS = ("train", "validation", "heldout")
+# Shares of the train scenes whose style captions leave to the picture; style transfer is learnt from them.
+UNNAMED_FLAT, UNNAMED_OTHER = 0.1, 0.5
+UNNAMED_SEED = 0x57E1
 CHUNK = 128  # scenes per task of a process
 WORTH_PROCESSES = 4000  # starting processes takes seconds; fewer scenes are drawn in this one
 
@@ -81,6 +84,10 @@ def draw(split: str, index: int, seed: int, resolution: int) -> Record:
     """Record number `index` of a split."""
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     scene = sampling.sample_scene(rng, held_out=split == "heldout")
+    if split == "train":
+        share = UNNAMED_FLAT if scene.style == v.DEFAULT_STYLE else UNNAMED_OTHER
+        named = np.random.default_rng((seed, index, UNNAMED_SEED)).random() >= share
+        scene = dataclasses.replace(scene, named_style=named)
     text = captions.canonical(scene) if split == "heldout" else captions.caption(scene, rng)
     picture = rendering.render(scene, resolution)
     _, png = cv2.imencode(".png", picture[..., ::-1])
@@ -118,8 +125,8 @@ def records(config: ScenesConfig, split: str) -> Iterator[Record]:
 class Scenes(tfds.core.GeneratorBasedBuilder):
     """Rendered pictures of coloured shapes with captions and exact ground truth."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.0.0": "First version.", "1.1.0": "A share of the train captions leaves the style unnamed."}
     BUILDER_CONFIGS = [
         ScenesConfig(name="64", resolution=64, num_scenes=100_000),
         ScenesConfig(name="256", resolution=256, num_scenes=20_000),

@@ -208,8 +208,8 @@ def _background(scene: Scene, rng: Rng | None) -> str:
 
 
 def _style(scene: Scene, body: str, rng: Rng | None) -> str:
-    """Adds the style's words before or after; flat is unsaid."""
-    if scene.style == v.DEFAULT_STYLE:
+    """Adds the style's words before or after; flat is unsaid, and so is one that only the picture tells."""
+    if scene.style == v.DEFAULT_STYLE or not scene.named_style:
         return body
     style = scene.style
     ways = [

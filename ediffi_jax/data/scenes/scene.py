@@ -59,6 +59,7 @@ class Scene:
         background: its colour's name; the top colour if there is a gradient.
         gradient_to: "" or the name of the colour at the bottom.
         style: one of the visual styles.
+        named_style: whether captions name the style; if not, only a picture tells it.
     """
 
     objects: tuple[Object, ...]
@@ -66,6 +67,7 @@ class Scene:
     background: str = v.DEFAULT_BACKGROUND
     gradient_to: str = ""
     style: str = v.DEFAULT_STYLE
+    named_style: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.objects) <= 4:
@@ -92,13 +94,16 @@ class Scene:
         """A compact JSON text; `from_json` gives back an equal scene."""
         rows = [[*o.look, o.x, o.y, o.radius] for o in self.objects]
         fields = [rows, self.relation, self.background, self.gradient_to, self.style]
+        fields += [] if self.named_style else ["unnamed"]
         return json.dumps(fields, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Scene:
         """Reads what `to_json` wrote; raises `SceneError` for anything else."""
         try:
-            rows, relation, background, gradient_to, style = json.loads(text)
+            rows, relation, background, gradient_to, style, *unnamed = json.loads(text)
+            if unnamed not in ([], ["unnamed"]):
+                raise ValueError(f"{unnamed} after the style")
             names = ("size", "texture", "colour", "shape", "x", "y", "radius")
             objects = tuple(Object(**dict(zip(names, row, strict=True))) for row in rows)
         except (ValueError, TypeError) as error:
@@ -109,4 +114,5 @@ class Scene:
             background=background,
             gradient_to=gradient_to,
             style=style,
+            named_style=not unnamed,
         )
