@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def open_page(
     from ediffi_jax.studio_page.page import Page, scratch
     from ediffi_jax.studio_page.results import Results
 
+    _check_place(host, port)
     limits = limits or Limits()
     kept = Results(scratch() if results is None else results, cascade)
     page = Page(cascade, kept, limits)
@@ -62,9 +64,22 @@ def open_page(
             theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
             enable_monitoring=False, ssr_mode=False, **launch,
         )  # fmt: skip
-    except OSError as error:
-        raise StudioError(f"cannot serve on {host}:{port or 'any port'}: {error}; expected a free port") from error
+    except OSError as error:  # taken since, or none free of the hundred that Gradio tries
+        raise StudioError(f"cannot serve on {host}: {error}; expected a free port") from error
     return page.blocks, public or address
+
+
+def _check_place(host: str, port: int | None) -> None:
+    """Raises StudioError unless the interface is this machine's and the port free."""
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(place)
+    except OSError as error:
+        where = f"{host}:{port}" if port else host
+        expected = "an address of this machine, such as 127.0.0.1 or 0.0.0.0, and a free port"
+        raise StudioError(f"cannot serve on {where}: {error.strerror}; expected {expected}") from error
 
 
 def studio(cascade: Cascade | str = "scenes", *, height: int = 900, **options: Any) -> None:
