@@ -107,7 +107,7 @@ def finished(page: Any) -> tuple[str, zipfile.ZipFile]:
     with page.expect_download() as download:
         page.locator("#archive a").first.click()
     content = Path(download.value.path()).read_bytes()
-    return page.inner_text("#command"), zipfile.ZipFile(io.BytesIO(content))
+    return page.input_value("#command textarea"), zipfile.ZipFile(io.BytesIO(content))
 
 
 def objects(picture: np.ndarray) -> dict[str, scenes.Seen]:
@@ -126,7 +126,7 @@ def test_what_is_painted_is_in_the_pixels_and_the_command_makes_it_again(page: A
     assert re.match(r"(base|sr64|sr256): step \d+ of \d+, σ = [\d.e+-]+, expert \d", wait_for_status(page, "step \\d"))
     wait_for_status(page, "Done")
     page.wait_for_selector("#archive a")
-    shown = page.inner_text("#command")
+    shown = page.input_value("#command textarea")
     command, archive = finished(page)
     assert command == shown
     picture = np.asarray(Image.open(io.BytesIO(archive.read("0000.png"))))
@@ -204,6 +204,6 @@ def test_two_users_at_once_queue_and_both_are_served(page: Any, browser: Any, ad
         wait_for_status(user, "Done")
         user.wait_for_selector("#archive a")
     pictures = [finished(user)[1].read("0000.png") for user in (page, other)]
-    assert "--seed=5" in page.inner_text("#command")
+    assert "--seed=5" in page.input_value("#command textarea")
     assert pictures[0] != pictures[1]
     other.close()

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from pathlib import Path
@@ -58,6 +59,7 @@ def open_page(
     kept = Results(scratch() if results is None else results, cascade)
     page = Page(cascade, kept, limits)
     try:
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks its own server whether it is there
         _, address, public = page.blocks.launch(
             server_name=host, server_port=port, share=share, prevent_thread_lock=True, quiet=True, show_error=False,
             max_file_size=int(limits.upload_mb * 1e6), allowed_paths=[str(kept.folder)], footer_links=[],

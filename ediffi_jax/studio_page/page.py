@@ -121,8 +121,8 @@ class Page:
         history = gr.State([])
         gallery = gr.Gallery(label="Finished (choose one to see its command)", columns=4, object_fit="contain",
                              height=320, elem_id="gallery")  # fmt: skip
-        command = gr.Code(label="Makes the chosen one again", language="shell", interactive=False,
-                          wrap_lines=True, lines=2, max_lines=8, elem_id="command")  # fmt: skip
+        command = gr.Textbox(label="Command that makes it again", interactive=False, lines=3, max_lines=8,
+                             buttons=["copy"], elem_id="command")  # fmt: skip
         archive = gr.File(label="All of it: pictures, inputs, command", interactive=False, elem_id="archive")
         gallery.select(self.choose, history, [command, archive], api_visibility="private")
         return [status, *previews, gallery, command, archive, history]
