@@ -52,6 +52,9 @@ def pins(*names: str) -> dict[str, str]:
 def test_the_wheel_holds_every_source_file_and_release(wheel: zipfile.ZipFile) -> None:
     inside = set(wheel.namelist())
     expected = {f"ediffi_jax/{path.relative_to(ROOT / 'ediffi_jax')}" for path in (ROOT / "ediffi_jax").rglob("*.py")}
+    for kind in ("js", "css", "html"):
+        expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "ediffi_jax").rglob(f"*.{kind}")}
+    assert "ediffi_jax/studio_page/painter.js" in expected
     releases = ROOT / "ediffi_jax" / "releases"
     expected |= {str(path.relative_to(ROOT)) for path in releases.rglob("*") if path.is_file()}
     expected |= {f"ediffi_jax/launch/{path.name}" for path in (ROOT / "launch").glob("*.py")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import logging
 import tempfile
@@ -137,13 +138,14 @@ class Page:
             wishes = read_wishes(self.limits, *controls)
             request = wishes.request(self.cascade)
             yield (_status("Waiting for the first step (a new kind of request is compiled once) …"), *same, *rest)
-            for event in self.jobs.run(request):
-                if isinstance(event, Step):
-                    yield (_progress(event), *self._preview(event), *rest)
-                    continue
-                result = self.results.write(wishes, request, event.images[self.cascade.stages[-1].spec.name])
-                history = [*history, *((str(path), result) for path in result.pictures)]
-                yield (_status("Done."), *self._finished(event), *_shown(history, result), history)
+            with contextlib.closing(self.jobs.run(request)) as events:  # cancelled, it stops the sampling
+                for event in events:
+                    if isinstance(event, Step):
+                        yield (_progress(event), *self._preview(event), *rest)
+                        continue
+                    result = self.results.write(wishes, request, event.images[self.cascade.stages[-1].spec.name])
+                    history = [*history, *((str(path), result) for path in result.pictures)]
+                    yield (_status("Done."), *self._finished(event), *_shown(history, result), history)
         except UserError as error:
             yield (_status(str(error), bad=True), *same, *rest)
             raise gr.Error(str(error), title="That cannot be done", print_exception=False) from error
