@@ -1,0 +1,1 @@
+"""Planning: what a step costs on machines nobody owns; chips, topologies, collectives, FLOPs, the roofline."""
