@@ -6,27 +6,30 @@
 
 Record n's caption c is row (n mod S) C + c of shard n div S: whatever the order of the data, a row is found by
 arithmetic. A shard counts when its marker is there; one that was being written when the process died has none
-and is made again.
+and is made again. DIR is a folder, or gs://BUCKET/PREFIX (see `folders`).
 """
 
 from __future__ import annotations
 
 import collections
+import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from ediffi_jax.conditioning import ConditioningSpec
 from ediffi_jax.data import sources
 from ediffi_jax.data.embedding_rows import RowFormat, digest
+from ediffi_jax.data.folders import folder_at, inside, is_remote
 from ediffi_jax.data.views import LoaderError
 
 FORMAT = 1
@@ -35,6 +38,7 @@ SAMPLED = 64  # records that a data set's fingerprint reads
 OPEN_SHARDS = 128  # open files are few by default, shards may be thousands
 WRITING = "group_size:1,uncompressed"  # each row by itself; embeddings hardly compress
 READING = "readahead_buffer_size:0,max_parallelism:0"
+REQUESTS = 32  # to an object store at once; each waits for the network
 AGAIN = "run the same launch.encode again"
 
 
@@ -100,90 +104,120 @@ class Store:
     """The files of one split.
 
     Attributes:
-        folder: where they are.
+        folder: where they are, a path or the URL of a prefix in an object store.
         about: what they are.
     """
 
-    def __init__(self, folder: Path, about: Description) -> None:
-        self.folder, self.about = folder, about
+    def __init__(self, folder: str | os.PathLike[str], about: Description) -> None:
+        self._files, self.about = folder_at(folder), about
+        self.folder = self._files.path
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Store:
         """Raises LoaderError: no embeddings there, or a description that cannot be read."""
-        path = Path(folder) / DESCRIPTION
         try:
-            return cls(Path(folder), Description.from_json(json.loads(path.read_text(encoding="utf-8"))))
+            return cls(folder, Description.from_json(json.loads(folder_at(folder).read(DESCRIPTION))))
         except FileNotFoundError as error:
             raise LoaderError(f"no embeddings in {os.fspath(folder)!r}; make them with launch.encode") from error
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise LoaderError(f"{path} cannot be read: {error}") from error
+            raise LoaderError(f"{inside(folder, DESCRIPTION)} cannot be read: {error}") from error
 
     @classmethod
     def at(cls, folder: str | os.PathLike[str], about: Description) -> Store:
         """A store to be written, or the one that is there if it is described alike; raises LoaderError if not."""
-        if (Path(folder) / DESCRIPTION).exists():
+        store = cls(folder, about)
+        with store._writing():
+            described = store._files.size(DESCRIPTION) is not None
+        if described:
             there = cls.open(folder).about.to_json()
             check_same(there, about.to_json(), f"{os.fspath(folder)!r} holds other embeddings")
-        return cls(Path(folder), about)
+        return store
 
     def make_folder(self) -> None:
         """Raises LoaderError if it cannot be made or written."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.folder).close()
-        except OSError as error:
-            raise LoaderError(f"{os.fspath(self.folder)!r} cannot be written: {error.strerror}") from error
+        with self._writing():
+            self._files.make()
 
     def describe(self) -> None:
         """Writes the description if there is none; raises LoaderError if it cannot."""
-        try:
-            if not (self.folder / DESCRIPTION).exists():
-                _write(self.folder / DESCRIPTION, json.dumps(self.about.to_json(), indent=1).encode() + b"\n")
-        except OSError as error:
-            raise LoaderError(f"{os.fspath(self.folder)!r} cannot be written: {error.strerror}") from error
+        with self._writing():
+            if self._files.size(DESCRIPTION) is None:
+                self._write(DESCRIPTION, json.dumps(self.about.to_json(), indent=1))
 
-    def path(self, shard: int) -> Path:
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise LoaderError(f"{os.fspath(self.folder)!r} cannot be written: {error.strerror or error}") from error
+
+    def _write(self, name: str, text: str) -> None:
+        self._files.write(name, lambda path: path.write_bytes(f"{text}\n".encode()))
+
+    def path(self, shard: int) -> Path | epath.Path:
         """Of a shard's rows."""
-        return self.folder / f"{shard:05d}.array_record"
+        return self.folder / _rows(shard)
+
+    def fetch(self, shard: int) -> Path:
+        """A shard's rows on this machine, copied here if need be; raises LoaderError if they cannot be."""
+        return self._files.fetch(_rows(shard), json.dumps(self.about.to_json(), sort_keys=True))
 
     def marker(self, shard: int) -> dict[str, Any] | None:
         """What is known of a finished shard, None of another; a shard cut off since counts as unfinished."""
         try:
-            found = json.loads(self.path(shard).with_suffix(".json").read_text(encoding="utf-8"))
-            return found if found["bytes"] == self.path(shard).stat().st_size else None
+            found = json.loads(self._files.read(_marker(shard)))
+            return found if found["bytes"] == self._files.size(_rows(shard)) else None
         except (OSError, ValueError, KeyError):
             return None
 
     def missing(self, index: int = 0, count: int = 1) -> list[int]:
         """Unfinished shards, of process `index` of `count`: it makes every `count`-th."""
-        return [shard for shard in range(index, self.about.shards, count) if self.marker(shard) is None]
+        shards = range(index, self.about.shards, count)
+        if not is_remote(self.folder):
+            return [shard for shard in shards if self.marker(shard) is None]
+        with concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:
+            return [shard for shard, found in zip(shards, pool.map(self.marker, shards), strict=True) if found is None]
 
     def write(self, shard: int, rows: Sequence[bytes], notes: Mapping[str, Any]) -> None:
-        """Writes a shard beside its place, moves it there, and then its marker; raises LoaderError if it cannot."""
+        """Writes a shard, and when it is there its marker; raises LoaderError if it cannot."""
         from array_record.python import array_record_module
 
-        temporary = self.path(shard).with_suffix(f".{os.getpid()}.tmp")
-        try:
-            writer = array_record_module.ArrayRecordWriter(str(temporary), WRITING)
+        def fill(path: Path) -> None:
+            writer = array_record_module.ArrayRecordWriter(str(path), WRITING)
             for row in rows:
                 writer.write(row)
             writer.close()
-            size = temporary.stat().st_size
-            _sync(temporary)
-            temporary.replace(self.path(shard))
-            marker = {"rows": len(rows), "bytes": size, **notes}
-            _write(self.path(shard).with_suffix(".json"), json.dumps(marker).encode() + b"\n")
+
+        try:
+            size = self._files.write(_rows(shard), fill)
+            self._write(_marker(shard), json.dumps({"rows": len(rows), "bytes": size, **notes}))
         except (OSError, RuntimeError) as error:
             raise LoaderError(f"{self.path(shard)} cannot be written: {error}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def sweep(self, index: int = 0, count: int = 1) -> None:
         """Removes what killed processes left of this process's shards."""
-        for leftover in self.folder.glob("*.tmp"):
-            shard = leftover.name.split(".")[0]
-            if shard.isdigit() and int(shard) % count == index:
-                leftover.unlink(missing_ok=True)
+
+        def ours(name: str) -> bool:
+            shard = name.split(".")[0]
+            return shard.isdigit() and int(shard) % count == index
+
+        self._files.sweep(ours)
+
+    def flaw(self, shard: int) -> str:
+        """Why a shard is unfinished, in words."""
+        size = self._files.size(_rows(shard))
+        if size is not None and self._files.size(_marker(shard)) is not None:
+            return f"{self.path(shard)} is cut off or changed: it has {size} bytes; {AGAIN}"
+        some = f"{len(self.missing())} of {self.about.shards} shards are missing"
+        return f"the embeddings in {os.fspath(self.folder)!r} are not complete: {some}; {AGAIN}"
+
+
+def _rows(shard: int) -> str:
+    return f"{shard:05d}.array_record"
+
+
+def _marker(shard: int) -> str:
+    return f"{shard:05d}.json"
 
 
 class Reader:
@@ -193,11 +227,7 @@ class Reader:
         """Raises LoaderError: a shard is missing or cut off."""
         self.store = store
         for shard in store.missing():
-            path = store.path(shard)
-            if path.exists() and path.with_suffix(".json").exists():
-                raise LoaderError(f"{path} is cut off or changed: it has {path.stat().st_size} bytes; {AGAIN}")
-            some = f"{len(store.missing())} of {store.about.shards} shards are missing"
-            raise LoaderError(f"the embeddings in {os.fspath(store.folder)!r} are not complete: {some}; {AGAIN}")
+            raise LoaderError(store.flaw(shard))
         self._start()
 
     def _start(self) -> None:
@@ -246,7 +276,7 @@ class Reader:
 
         with self._lock:
             if shard not in self._open:
-                path = str(self.store.path(shard))
+                path = str(self.store.fetch(shard))
                 self._open[shard] = array_record_module.ArrayRecordReader(path, READING, file_reader_buffer_size=2**16)
                 if len(self._open) > OPEN_SHARDS:
                     self._open.popitem(last=False)
@@ -281,7 +311,7 @@ def open_reader(
     Raises:
         LoaderError: no or incomplete embeddings, or those of other encoders, data, pictures or captions.
     """
-    store = Store.open(Path(folder) / source.split)
+    store = Store.open(inside(folder, source.split))
     about, where = store.about, f"the embeddings in {os.fspath(store.folder)!r}"
     if about.encoders != encoders:
         raise LoaderError(f"{where} were made by other encoders ({about.encoders}) than config.encoders ({encoders})")
@@ -310,16 +340,3 @@ def check_same(there: Mapping[str, Any], here: Mapping[str, Any], what: str, pre
         elif there.get(key) != here[key]:
             differ = f"{prefix}{key} is {there.get(key)!r} there and {here[key]!r} here"
             raise LoaderError(f"{what}: {differ}; expected the same, or another folder")
-
-
-def _write(path: Path, content: bytes) -> None:
-    """All of a small file or none of it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    _sync(temporary)
-    temporary.replace(path)
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
