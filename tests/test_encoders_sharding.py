@@ -39,8 +39,8 @@ TEXTS = [
     ],
 )
 def test_rules(path, shape, spec) -> None:
-    assert leaf_spec(path, shape, 8) == spec
-    assert leaf_spec(path, shape, 1) == P(*[None] * len(shape))
+    assert leaf_spec(path, shape, {"fsdp": 8}) == spec
+    assert leaf_spec(path, shape, {"fsdp": 1}) == P(*[None] * len(shape))
 
 
 def test_sharded_encoders_give_what_one_device_gives() -> None:

@@ -126,23 +126,41 @@ def test_no_gradient_crosses_the_expert_axis() -> None:
     step = make_train_step(objective=objective, optimizer=optimizer, ema=EMA, phase=two, mesh=mesh, seed=0)
     state = jax.device_put(state, state_shardings(mesh, state))
     text = step.lower(state, put_batch(make_batch(2), mesh), {}).compile().as_text()
-    groups = replica_groups(text)
-    assert groups
-    for group in groups:
-        assert len({device // 4 for device in group}) == 1, f"experts exchange numbers in {group}"
+    assert any(len(groups[0]) == 4 for _, groups in collectives(text))
+    assert set(crossing(text)) <= {"f32[2]"}, "experts exchange more than the metrics"
 
 
-def replica_groups(hlo: str) -> list[list[int]]:
-    """Device groups of every collective, from both of HLO's notations."""
-    found: list[list[int]] = []
-    for text in re.findall(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", hlo):
-        found += [[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d, ]+)\}", text)]
-    pattern = r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?"
-    for shape, tile, order in re.findall(pattern, hlo):
-        devices = np.arange(8).reshape([int(n) for n in tile.split(",")])
-        devices = devices.transpose([int(n) for n in order.split(",")]) if order else devices
-        found += devices.reshape([int(n) for n in shape.split(",")]).tolist()
-    return found
+def crossing(hlo: str) -> list[str]:
+    """What collectives between devices 0..3 and 4..7 give; the step's metrics are f32[2], one number an expert."""
+    return [
+        result
+        for result, groups in collectives(hlo)
+        if any(len({device // 4 for device in group}) > 1 for group in groups)
+    ]
+
+
+def collectives(hlo: str) -> list[tuple[str, list[list[int]]]]:
+    """Result's type and device groups of every collective among eight devices."""
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    lines = re.findall(rf"= \(?(\w+\[[\d,]*\]).*? (?:{kinds})(?:-start)?\((.*)", hlo)
+    return [(result, device_groups(rest)) for result, rest in lines]
+
+
+def device_groups(line: str) -> list[list[int]]:
+    """Groups in any of HLO's notations: lists, tiles of a transposed grid, or axes of a named mesh."""
+    if found := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", line):
+        return [[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d, ]+)\}", found[1])]
+    if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+        shape, tile, order = ([int(n) for n in part.split(",")] if part else None for part in found.groups())
+        devices = np.arange(8).reshape(tile)
+        return (devices.transpose(order) if order else devices).reshape(shape).tolist()
+    found = re.search(r"replica_groups=mesh\[([^\]]+)\] \{([^}]+)\}", line)
+    assert found, f"an unknown notation of groups in {line}"
+    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
+    chosen = [list(sizes).index(name) for name in re.findall(r"'(\w+)'", found[2])]
+    kept = [axis for axis in range(len(sizes)) if axis not in chosen]
+    grid = np.arange(8).reshape(list(sizes.values())).transpose(kept + chosen)
+    return grid.reshape(-1, np.prod([list(sizes.values())[axis] for axis in chosen])).tolist()
 
 
 def test_loss_of_a_network_at_birth_is_the_closed_form() -> None:

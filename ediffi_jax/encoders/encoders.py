@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
 from ediffi_jax import conditioning
@@ -200,14 +200,20 @@ def _square(pixels: Float[np.ndarray, "b h w 3"], size: int) -> Images:
 
 
 def load(
-    path: str | os.PathLike, *, dtype: str = "float32", mesh: Mesh | None = None, weights: bool = True
+    path: str | os.PathLike,
+    *,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+    axes: Sequence[str] = sharding.FSDP,
+    weights: bool = True,
 ) -> Encoders:
     """Encoders of a folder (see `layout`), or of a bundled release by name.
 
     Args:
         path: folder with t5/ and clip/ in Hugging Face layout, a diffusers folder, or "scenes".
         dtype: "float32" or "bfloat16", of the matrix products; T5-XXL wants bfloat16.
-        mesh: with an axis `fsdp`: each weight goes from the file straight to its shards (see `sharding`).
+        mesh: each weight goes from the file straight to its shards on it (see `sharding`).
+        axes: of the mesh, along which large weights are cut.
         weights: False leaves `params` empty, for who needs only sizes, tokenizers and the fingerprint.
 
     Raises:
@@ -218,10 +224,12 @@ def load(
     root = Path(path)
     if not root.exists() and len(root.parts) == 1:
         root = bundled(str(path))
-    return _load(find(root), _DTYPES[dtype], lambda tower: _placement(tower, mesh, weights))
+    return _load(find(root), _DTYPES[dtype], lambda tower: _placement(tower, mesh, axes, weights))
 
 
-def _placement(tower: str, mesh: Mesh | None, weights: bool) -> Callable[[tuple[str, ...], np.ndarray, Any], Any]:
+def _placement(
+    tower: str, mesh: Mesh | None, axes: Sequence[str], weights: bool
+) -> Callable[[tuple[str, ...], np.ndarray, Any], Any]:
     """Where the parameters of a tower go."""
 
     def place(path: tuple[str, ...], values: np.ndarray, dtype: Any) -> Any:
@@ -229,8 +237,8 @@ def _placement(tower: str, mesh: Mesh | None, weights: bool) -> Callable[[tuple[
             return None
         if mesh is None:
             return jnp.asarray(values, dtype)
-        spec = sharding.leaf_spec("/".join((tower, *path)), values.shape, mesh.shape["fsdp"])
-        return jax.device_put(values.astype(dtype, copy=False), NamedSharding(mesh, spec))
+        where = sharding.leaf_sharding(mesh, "/".join((tower, *path)), values.shape, axes)
+        return sharding.put(values, dtype, where)
 
     return place
 

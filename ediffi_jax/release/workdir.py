@@ -19,9 +19,9 @@ import jax
 import numpy as np
 from absl import logging
 
-from ediffi_jax import encoders
 from ediffi_jax.experts import Ensemble
 from ediffi_jax.release.files import Release
+from ediffi_jax.release.places import bundled_encoders
 from ediffi_jax.release.spec import ReleaseError, StageSpec, sampler_from_json
 
 CHECKPOINTS = "checkpoints"
@@ -39,7 +39,7 @@ class Run:
         spec: the stage it trains; its cuts are those of the whole partition.
         ema: nested host arrays, leaves [E, ...].
         intervals: quantile interval (low, high) of each expert held.
-        encoders: folder of its encoders.
+        encoders: its config's: a folder or a bundled name, perhaps of another machine.
         fingerprint: of those encoders when the checkpoint was written.
         trained: steps, images and settings worth recording.
     """
@@ -48,7 +48,7 @@ class Run:
     spec: StageSpec
     ema: Mapping[str, Any]
     intervals: tuple[tuple[float, float], ...]
-    encoders: Path
+    encoders: str
     fingerprint: str
     trained: Mapping[str, Any]
 
@@ -62,7 +62,7 @@ def read_workdir(workdir: str | os.PathLike) -> Run:
     """Reads the newest readable checkpoint; a damaged one is named in the log and passed over.
 
     Raises:
-        ReleaseError: no checkpoint, none readable, or one of a later format.
+        ReleaseError: no checkpoint, none readable, one of a later format, or a run without encoders.
     """
     workdir = Path(workdir).expanduser()
     folder = workdir.resolve() / CHECKPOINTS  # Orbax insists on absolute paths
@@ -113,6 +113,8 @@ def _sampling_defaults(workdir: Path, config: Mapping[str, Any]) -> Mapping[str,
 
 def _run(workdir: Path, position: Mapping[str, Any], ema: Mapping[str, Any]) -> Run:
     config = _sampling_defaults(workdir, position["config"])
+    if not config["encoders"]:
+        raise ReleaseError("the run was trained without encoders (config.encoders is empty); a cascade needs them")
     data = config["data"]
     model = {key: value for key, value in config["model"].items() if key != "dtype"}
     spec = StageSpec(
@@ -134,18 +136,24 @@ def _run(workdir: Path, position: Mapping[str, Any], ema: Mapping[str, Any]) -> 
         spec=spec,
         ema=ema,
         intervals=tuple((intervals[i].low, intervals[i].high) for i in position["expert_ids"]),
-        encoders=_encoders_folder(config["encoders"]),
+        encoders=config["encoders"],
         fingerprint=position["encoders"],
         trained=trained,
     )
 
 
-def _encoders_folder(name_or_path: str) -> Path:
-    """The folder that `config.encoders` means: a folder, else a bundled name. Raises ReleaseError for none."""
-    if not name_or_path:
-        raise ReleaseError("the run was trained without encoders (config.encoders is empty); a cascade needs them")
-    path = Path(name_or_path).expanduser()
-    return path if path.is_dir() else Path(encoders.bundled(name_or_path))
+def _encoders_folder(run: Run) -> Path:
+    """The folder of a run's encoders. Raises ReleaseError if it is not on this machine."""
+    path = Path(run.encoders).expanduser()
+    if path.is_dir():
+        return path
+    known = bundled_encoders()
+    if run.encoders not in known:
+        raise ReleaseError(
+            f"{run.workdir} was trained with encoders {run.encoders!r}, which are not on this machine; a cascade needs"
+            " them: expected that folder, or another place of theirs with launch.export --encoders=DIR"
+        )
+    return known[run.encoders]
 
 
 def parse_workdirs(parts: Sequence[str]) -> dict[str, list[str]]:
@@ -173,7 +181,8 @@ def release_of_runs(stages: Mapping[str, Sequence[Run]], encoders_folder: str | 
         encoders_folder: the encoders to go with it; default the runs' own.
 
     Raises:
-        ReleaseError: runs that do not belong together, or intervals with a gap or an overlap.
+        ReleaseError: runs that do not belong together, intervals with a gap or an overlap, or encoders that
+            are not on this machine.
     """
     if not stages:
         raise ReleaseError("no stages; expected at least a base")
@@ -186,7 +195,7 @@ def release_of_runs(stages: Mapping[str, Sequence[Run]], encoders_folder: str | 
     return Release(
         specs=tuple(spec for spec, _ in stacked),
         params=tuple(params for _, params in stacked),
-        encoders=Path(encoders_folder or runs[0].encoders),
+        encoders=Path(encoders_folder or _encoders_folder(runs[0])),
         encoders_fingerprint=runs[0].fingerprint,
         trained={name: [dict(run.trained) for run in group] for name, group in stages.items()},
     )

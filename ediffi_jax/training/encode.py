@@ -17,14 +17,15 @@ from ediffi_jax.compilation import compute_dtype
 from ediffi_jax.data.config import DataConfig
 from ediffi_jax.data.embedding_rows import DTYPES, SEQUENCES, RowFormat
 from ediffi_jax.data.embeddings import Description, Store, captions_of, data_fingerprint
+from ediffi_jax.data.folders import inside, is_remote
 from ediffi_jax.encoders import Encoders
 from ediffi_jax.errors import nearest
 from ediffi_jax.training.embedder import Embedder, check_batch_size
 from ediffi_jax.training.encode_forecast import Forecast, check_room
 from ediffi_jax.training.encode_shards import Part, run
 from ediffi_jax.training.errors import ConfigError
+from ediffi_jax.training.frozen import load_encoders
 from ediffi_jax.training.mesh import make_mesh
-from ediffi_jax.training.run import load_encoders
 from ediffi_jax.training.unconditional import Unconditional
 
 CAPTIONS = 4  # phrasings of a scene, where the config does not say how many
@@ -35,7 +36,7 @@ class Options:
     """What is asked for beside the config.
 
     Attributes:
-        out: folder that gets one folder for each split.
+        out: folder, or gs://BUCKET/PREFIX, that gets one folder for each split.
         splits: names as training asks for them.
         limit: records of each split, 0 for all.
         dtype: "bfloat16" or "float32", of what is stored.
@@ -96,7 +97,8 @@ def encode(
         forecasts = [Forecast.measure(p, embedder, waiting[p.store.about.split]) for p in parts]
         for line in (line for forecast in forecasts for line in forecast.lines()):
             say(line)
-        check_room(Path(options.out), forecasts, options.int8)
+        if not is_remote(options.out):
+            check_room(Path(options.out), forecasts, options.int8)
         if forecast_only:
             return
         for part in parts:
@@ -134,7 +136,7 @@ def make_part(config: ConfigDict, options: Options, frozen: Encoders, split: str
         shard_records=options.shard_records,
         rows=RowFormat(spec=frozen.spec, dtype=options.dtype, int8=options.int8, pictures=data.clip_resolution > 0),
     )
-    store = Store.at(Path(options.out) / source.split, about)
+    store = Store.at(inside(options.out, source.split), about)
     return Part(source=source, store=store, training=training, sizes=data.views, encoders=frozen)
 
 

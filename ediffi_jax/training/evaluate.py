@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from ediffi_jax import conditioning
+from ediffi_jax.encoders.sharding import gathered
 from ediffi_jax.training.mesh import put_whole, replicated
 from ediffi_jax.training.objective import Objective, encode_batch
 from ediffi_jax.training.schedule import Phase
@@ -54,7 +55,7 @@ def make_quantile_loss(
         uniform_key, loss_key = jax.random.split(key)
         part = (bins + jax.random.uniform(uniform_key, bins.shape)) / BINS
         sigma = objective.noise.quantile(own.interval.low + (own.interval.high - own.interval.low) * part)
-        cond = conditioning.select(encode_batch(objective.encoders, frozen, batch), TEXT)
+        cond = conditioning.select(encode_batch(objective.encoders, gathered(mesh, frozen), batch), TEXT)
         return objective.losses(params, batch, cond, sigma, 0.0, jnp.inf, loss_key, train=False)
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))  # every process reads them

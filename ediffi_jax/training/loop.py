@@ -111,6 +111,7 @@ class PhaseLoop:
         self.measured: list[Metrics] = []
         self.chrono = Chrono()
         self.warm = False
+        self.frozen = run.encoder_params(self.mesh)
         self.profile = Profile(run.workdir, profile_steps(run.config.profile))
         common = {"objective": run.objective, "phase": self.phase, "mesh": self.mesh, "seed": run.config.seed}
         self.train_step = make_train_step(optimizer=run.optimizer, ema=run.config.ema, **common)
@@ -128,7 +129,7 @@ class PhaseLoop:
             with self.chrono.waiting():
                 batch = next(batches)
             self.profile.before(position.step + 1)
-            state, metrics = self.train_step(state, put_batch(batch, self.mesh), self.run.frozen)
+            state, metrics = self.train_step(state, put_batch(batch, self.mesh), self.frozen)
             position = dataclasses.replace(
                 position,
                 step=position.step + 1,
@@ -220,14 +221,14 @@ class PhaseLoop:
     def evaluate(self, state: TrainState, position: Position) -> None:
         """Writes the held-out loss of the EMA weights: mean and curve over noise quantiles, per expert."""
         row: dict[str, Any] = {}
-        for expert, curve in zip(self.phase.expert_ids, self.quantile_loss(state.ema, self.run.frozen), strict=True):
+        for expert, curve in zip(self.phase.expert_ids, self.quantile_loss(state.ema, self.frozen), strict=True):
             row[f"held_out/{expert}"] = float(curve.mean())
             row |= {f"held_out_bins/{expert}/{index:02d}": float(value) for index, value in enumerate(curve)}
         self.write(position.step, row)
 
     def sample(self, state: TrainState, position: Position) -> None:
         """Writes a grid of samples."""
-        pixels = self.preview(state.ema, self.run.frozen)
+        pixels = self.preview(state.ema, self.frozen)
         for observer in self.observers:
             observer.image(position.step, "samples", pixels)
 

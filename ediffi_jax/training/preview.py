@@ -12,6 +12,7 @@ from jaxtyping import PyTree, UInt8
 from ml_collections import ConfigDict
 
 from ediffi_jax import conditioning
+from ediffi_jax.encoders.sharding import gathered
 from ediffi_jax.release import SamplerSpec, StageSpec
 from ediffi_jax.stage import Stage
 from ediffi_jax.training.config_files import to_json
@@ -63,7 +64,8 @@ def make_preview(
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def sample(ema: PyTree, frozen: PyTree) -> jax.Array:
-        cond = conditioning.select(encode_batch(objective.encoders, frozen, rows), ("t5", "clip_text"))
+        whole = gathered(mesh, frozen)
+        cond = conditioning.select(encode_batch(objective.encoders, whole, rows), ("t5", "clip_text"))
         low_res = to_unit(jax.numpy.asarray(rows["low_res"])) if "low_res" in rows else None
         return Stage(spec=spec, params=ema).sample(cond, keys, low_res=low_res)
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
-from ediffi_jax import encoders, models, release
+from ediffi_jax import models, release
 from ediffi_jax.compilation import compute_dtype
 from ediffi_jax.conditioning import DropRates
 from ediffi_jax.data import loader
@@ -26,6 +26,7 @@ from ediffi_jax.training.checkpoint import Checkpoints, Position
 from ediffi_jax.training.config import validate
 from ediffi_jax.training.config_files import to_json
 from ediffi_jax.training.errors import CheckpointError
+from ediffi_jax.training.frozen import FrozenEncoders, encoder_params, open_encoders
 from ediffi_jax.training.mesh import check_batch_size, local_part, make_mesh, state_shardings
 from ediffi_jax.training.objective import Objective
 from ediffi_jax.training.schedule import Phase
@@ -45,7 +46,6 @@ class Run:
         phases: the expert schedule.
         objective: one expert's loss.
         optimizer: of one expert's gradient.
-        frozen: the encoders' parameters.
         held_out: batches [1, B, ...] that are never trained on.
     """
 
@@ -54,14 +54,13 @@ class Run:
     phases: tuple[Phase, ...]
     objective: Objective
     optimizer: optax.GradientTransformation
-    frozen: PyTree
     held_out: Sequence[Mapping[str, np.ndarray]]
 
     @classmethod
     def create(cls, config: ConfigDict, workdir: epath.Path) -> Run:
         """Builds everything that the config names. Raises UserError for what it names wrongly."""
         phases = validate(config)
-        frozen_encoders = load_encoders(config.encoders, weights=not config.data.embeddings)
+        frozen_encoders = open_encoders(config)
         network = models.build({**to_json(config.model), "dtype": compute_dtype(config.compute_dtype)})
         objective = Objective(
             network=network,
@@ -79,7 +78,6 @@ class Run:
             phases=phases,
             objective=objective,
             optimizer=make_optimizer(config.optimizer, sum(phase.steps for phase in phases)),
-            frozen=frozen_encoders.params,
             held_out=[next(batches) for _ in range(max(1, config.eval_batches))],
         )
 
@@ -88,6 +86,10 @@ class Run:
         mesh = make_mesh(self.config.mesh, phase.num_experts)
         check_batch_size(mesh, self.config.batch_size)
         return mesh
+
+    def encoder_params(self, mesh: Mesh) -> PyTree:
+        """The frozen encoders' weights on a phase's mesh, a part on each device; see `frozen.encoder_params`."""
+        return encoder_params(self.config, mesh)
 
     def batches(self, phase: Phase, start: int) -> Iterator[dict[str, np.ndarray]]:
         """Training batches from position `start` of the global data order: the part of [E, B, ...] that is ours."""
@@ -149,16 +151,9 @@ class Run:
         return state, self.position(step=position.step, images=position.images, phase=position.phase + 1)
 
 
-def load_encoders(name: str, **options: Any) -> encoders.Encoders | Unconditional:
-    """Bundled encoders by name, those of a folder, or none for an empty name; `options` of `encoders.load`."""
-    if not name:
-        return Unconditional()
-    return encoders.load(name if epath.Path(name).exists() else encoders.bundled(name), **options)
-
-
 def make_batches(
     config: ConfigDict,
-    frozen: encoders.Encoders | Unconditional,
+    frozen: FrozenEncoders,
     *,
     split: str,
     num_experts: int,

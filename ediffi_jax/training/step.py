@@ -27,6 +27,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int32, PyTree
 
 from ediffi_jax import experts
+from ediffi_jax.encoders.sharding import gathered
 from ediffi_jax.noise import Interval, LogNormal, draw_sigma
 from ediffi_jax.training.mesh import batch_sharding, replicated, state_shardings
 from ediffi_jax.training.objective import Objective
@@ -38,7 +39,7 @@ TrainStep = Callable[[TrainState, Mapping[str, Array], PyTree], tuple[TrainState
 
 
 def expert_step_fn(
-    objective: Objective, optimizer: optax.GradientTransformation, ema: Mapping[str, Any], seed: int
+    objective: Objective, optimizer: optax.GradientTransformation, ema: Mapping[str, Any], seed: int, mesh: Mesh
 ) -> Callable[..., tuple[tuple, dict[str, Array]]]:
     """The step of a single expert on leaves without an expert axis."""
 
@@ -48,7 +49,7 @@ def expert_step_fn(
         sigma_key, drop_key, loss_key = jax.random.split(key, 3)
         edges = (own.low_sigma, own.high_sigma)
         sigma = draw_sigma(sigma_key, objective.noise, own.interval, batch["image"].shape[:1], *edges)
-        cond = objective.conditioning(frozen, batch, drop_key)
+        cond = objective.conditioning(gathered(mesh, frozen), batch, drop_key)
 
         def mean_loss(params: PyTree) -> Array:
             losses = objective.losses(params, batch, cond, sigma, *edges, loss_key, train=True)
@@ -145,9 +146,10 @@ def make_train_step(
 
     Returns:
         (state, batch [E, B, ...], encoder parameters) -> (state, {"loss": [E], "grad_norm": [E]}). The
-        state passed in is donated: its buffers are gone afterwards.
+        state passed in is donated: its buffers are gone afterwards. The encoder parameters stay where they
+        lie (`Run.encoder_params`: a part on each device), and are gathered layer by layer.
     """
-    group_step = over_experts(expert_step_fn(objective, optimizer, ema, seed), mesh, stacked=3)
+    group_step = over_experts(expert_step_fn(objective, optimizer, ema, seed, mesh), mesh, stacked=3)
 
     def train_step(state: TrainState, batch: Mapping[str, Array], frozen: PyTree) -> tuple[TrainState, Metrics]:
         weights = (state.params, state.ema, state.opt_state)
@@ -159,6 +161,6 @@ def make_train_step(
 
     return jax.jit(
         train_step,
-        in_shardings=(None, batch_sharding(mesh), replicated(mesh)),
+        in_shardings=(None, batch_sharding(mesh), None),
         donate_argnums=0,
     )
