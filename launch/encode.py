@@ -25,7 +25,7 @@ from . import _main
 CONFIG = flags.DEFINE_string("config", None, "Recipe FILE.py:arguments whose data and encoders are meant.")
 DATA = flags.DEFINE_string("data", None, "Instead of the recipe's: scenes, or the folder of a TFDS data set.")
 ENCODERS = flags.DEFINE_string("encoders", None, "Instead of the recipe's: a bundled name, or a folder.")
-OUT = flags.DEFINE_string("out", None, "Folder that gets the embeddings.")
+OUT = flags.DEFINE_string("out", None, "Folder, or gs://BUCKET/PREFIX, that gets the embeddings.")
 SPLITS = flags.DEFINE_list("splits", ["train", "test"], "Splits to encode; training needs these two.")
 CAPTIONS = flags.DEFINE_integer("captions", None, "Phrasings of each scene; default the recipe's, or 4.", lower_bound=1)
 LIMIT = flags.DEFINE_integer("limit", 0, "Only so many records of each split; 0 for all.", lower_bound=0)
