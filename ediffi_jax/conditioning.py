@@ -62,6 +62,10 @@ class ConditioningSpec:
     t5_width: int
 
 
+# The paper's encoders (eDiff-I, section 4.1): T5-XXL at 113 tokens, both towers of CLIP ViT-L/14.
+PAPER = ConditioningSpec(clip_tokens=77, clip_width=768, pooled_width=768, t5_tokens=113, t5_width=4096)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DropRates:
     """Probability in [0, 1] that a sample loses an encoder in training (eDiff-I, section 4.1)."""

@@ -65,6 +65,9 @@ class DataConfig:
         """The records of a split, written first if they are scenes and missing and `prepare` allows."""
         if self.name == "scenes":
             return sources.open_scenes(self.dir, split, self.source_resolution, self.num_scenes, prepare)
+        if not self.name:
+            example = "--config.data.name=data/pairs, or synthetic for random pictures"
+            raise LoaderError(f"config.data.name is missing; expected the path of a TFDS data set's folder: {example}")
         if "/" not in self.name and not self.name.startswith("."):
             choices = errors.nearest(self.name, ("scenes", "synthetic"))
             raise LoaderError(f"unknown data {self.name!r}{choices}, or the path of a TFDS data set's folder")

@@ -50,7 +50,8 @@ def bundled(name: str = "scenes") -> Path:
     """
     found = {folder.parent.name: folder for folder in RELEASES.glob("*/encoders")}
     if name not in found:
-        raise EncoderError(f"no bundled encoders are called {name!r}{nearest(name, found)}")
+        choices = f"{nearest(name, found)}, or the path of a folder with t5/ and clip/"
+        raise EncoderError(f"no such folder, and no bundled encoders are called {name!r}{choices}")
     return found[name]
 
 

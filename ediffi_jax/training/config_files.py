@@ -9,6 +9,9 @@ import ast
 import importlib.util
 import json
 import os
+import sys
+import types
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,8 @@ def load(spec: str) -> ConfigDict:
     """Runs `get_config` of a recipe.
 
     Args:
-        spec: ``FILE.py`` or ``FILE.py:arguments``; FILE relative to the current folder or the project.
+        spec: ``FILE.py`` or ``FILE.py:arguments``; FILE relative to the current folder or the project. It may
+            share modules with its neighbours: ``from . import _paper``.
 
     Raises:
         ConfigError: no such file (the nearest one is named), or a file without `get_config`.
@@ -42,7 +46,8 @@ def load(spec: str) -> ConfigDict:
     if path is None:
         known = {f"configs/{file.name}" for root in roots[1:] for file in (root / "configs").glob("[a-z]*.py")}
         raise ConfigError(f"--config: no file {name!r}{nearest(name, known)}")
-    module_spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    package = _package_of(path.parent)
+    module_spec = importlib.util.spec_from_file_location(f"{package}.{path.stem}", path)
     if module_spec is None or module_spec.loader is None:
         raise ConfigError(f"--config: {name!r} is not a Python file; expected a recipe such as configs/scenes.py")
     module = importlib.util.module_from_spec(module_spec)
@@ -50,6 +55,19 @@ def load(spec: str) -> ConfigDict:
     if not hasattr(module, "get_config"):
         raise ConfigError(f"--config: {name!r} has no get_config(arguments)")
     return module.get_config(arguments)
+
+
+def _package_of(folder: Path) -> str:
+    """The name of a package made of a folder's recipes, in which they share modules by `from . import`.
+
+    Unlike an entry in `sys.path`, it cannot make a recipe hide a module of the same name (such as base64).
+    """
+    name = f"recipes_{zlib.crc32(os.fsencode(folder.resolve())):08x}"
+    if name not in sys.modules:
+        package = types.ModuleType(name)
+        package.__path__ = [str(folder.resolve())]
+        sys.modules[name] = package
+    return name
 
 
 def parse_arguments(text: str, **choices: Sequence[str] | bool) -> dict[str, Any]:

@@ -1,0 +1,24 @@
+"""The paper's Config A: one model a stage, the baseline of the other three.
+
+    python -m launch.train --config=configs/ediffi_a.py:stage=base --workdir=runs/a/base \\
+        --config.data.name=data/pairs --config.encoders=encoders --config.data.embeddings=data/embeddings
+
+and the same with `stage=sr256`, and with `stage=sr1024` on data of its own (configs/sr1024.py).
+
+Hardware: the paper's is 256 A100 for the base, 128 for each super-resolution model. Hours: unknown; nobody has run
+this recipe here, nor are the paper's hours known.
+Expected result: the paper's zero-shot COCO FID-30K at 256x256 is 7.35.
+The base is configs/base64.py, super-resolution configs/sr256.py and configs/sr1024.py.
+Tables of phases, cuts, parents and parameters: docs/experts.md. Choices where the paper is silent: configs/_paper.py.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from . import _paper
+
+
+def get_config(arguments: str = "") -> ConfigDict:
+    """The recipe of one stage. Arguments: ``stage=base|sr256|sr1024``, ``synthetic``."""
+    return _paper.configuration("a", arguments)

@@ -1,0 +1,27 @@
+"""The paper's Config D: three experts for the base, E^3_0, E^9_511 and M^C between them; SR256 as in Config B.
+
+    python -m launch.train --config=configs/ediffi_d.py:stage=base --workdir=runs/d/base \\
+        --config.data.name=data/pairs --config.encoders=encoders --config.data.embeddings=data/embeddings
+
+and the same with `stage=sr256`, and with `stage=sr1024` on data of its own (configs/sr1024.py).
+One expert a run, each on its own hardware: `run=low`, `run=middle`, `run=high` (docs/experts.md).
+
+Hardware: the paper's is 256 A100 for the base, 128 for each super-resolution model. Hours: unknown; nobody has run
+this recipe here, nor are the paper's hours known.
+Expected result: the paper's zero-shot COCO FID-30K at 256x256 is 6.95, its best.
+Tables of phases, cuts, parents and parameters: docs/experts.md. Choices where the paper is silent: configs/_paper.py.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from . import _paper
+
+
+def get_config(arguments: str = "") -> ConfigDict:
+    """The recipe of one stage.
+
+    Arguments: ``stage=base|sr256|sr1024``, ``run=all|shared|low|middle|high``, ``synthetic``.
+    """
+    return _paper.configuration("d", arguments)
