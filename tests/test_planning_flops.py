@@ -215,6 +215,35 @@ def test_products_as_tpus_write_them(left, right, result, rest, expected) -> Non
     assert hlo_flops(text) == expected
 
 
+CONV = "window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f, custom_call_target"
+X, K, Y = "f32[2,8,8,5]", "f32[3,3,5,7]", "f32[2,8,8,7]"
+CONV_FLOPS = 2 * 2 * 5 * 7 * 22 * 22
+GPU_LINES = [
+    (X, K, Y, f'{CONV}="__cudnn$convForward"', CONV_FLOPS),
+    (Y, K, X, f'{CONV}="__cudnn$convBackwardInput"', CONV_FLOPS),
+    (X, Y, K, f'{CONV}="__cudnn$convBackwardFilter"', CONV_FLOPS),
+    (
+        "bf16[16,32]",
+        "bf16[32,64]",
+        "bf16[16,64]",
+        'custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":'
+        '{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}',
+        2 * 16 * 32 * 64,
+    ),
+    (X, K, Y, 'custom_call_target="Sharding"', 0),
+]
+
+
+@pytest.mark.parametrize(("left", "right", "result", "rest", "expected"), GPU_LINES)
+def test_products_as_gpus_call_them(left, right, result, rest, expected) -> None:
+    text = (
+        "HloModule m\n\nENTRY %main (a: x, b: x) -> x {\n"
+        f"  %a = {left}{{1,0}} parameter(0)\n  %b = {right}{{1,0}} parameter(1)\n"
+        f"  ROOT %c = ({result}{{1,0}}, u8[1024]{{0}}) custom-call(%a, %b), {rest}\n}}\n"
+    )
+    assert hlo_flops(text) == expected
+
+
 @pytest.mark.pod
 def test_programs_compiled_for_tpu() -> None:
     pytest.importorskip("libtpu", reason="the TPU compiler, extra [tpu], is not installed")

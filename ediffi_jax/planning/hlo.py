@@ -88,7 +88,7 @@ class Instruction:
 
     def attribute(self, name: str) -> str | None:
         """A plain attribute's word or number, such as `index=3`; None if there is none."""
-        found = re.search(rf"(?:^|[ ,]){name}=%?([\w.\-<>]+)", self.attributes)
+        found = re.search(rf"(?:^|[ ,]){name}=[%\"]?([\w.\-<>$]+)", self.attributes)
         return found[1] if found else None
 
     def braces(self, name: str) -> str | None:

@@ -2,7 +2,9 @@
 
 Elementwise work is not counted, as in a model's FLOPs. On TPU a matrix product is a `convolution` inside a
 fusion, its batch as a spatial dimension whose padding and dilation leave only the diagonal; the count of
-existing pairs (`contractions`) gives the product's own FLOPs back. On GPU products may be calls of cuBLAS.
+existing pairs (`contractions`) gives the product's own FLOPs back. On GPU they may be calls of cuBLAS and cuDNN;
+cuDNN's gradients keep the window and labels of the convolution they belong to, and cost what it costs. (Only the
+CPU's and the TPU's programs were compared with other counts.)
 """
 
 from __future__ import annotations
@@ -31,14 +33,28 @@ def flops_of(computation: Computation, instruction: Instruction) -> int:
     if instruction.opcode == "dot":
         left = computation.operand_shapes(instruction)[0][0]
         return dot_flops(instruction.shapes[0].dims, sizes(left, instruction.braces("lhs_contracting_dims")))
-    if instruction.opcode == "convolution" or "__cudnn$conv" in instruction.attributes:
+    if instruction.opcode == "convolution":
         left, right = (shapes[0] for shapes in computation.operand_shapes(instruction)[:2])
-        return convolution(instruction, left, right)
-    if instruction.opcode == "custom-call" and '"__cublas$' in instruction.attributes:
+        return convolution(instruction, left, right, instruction.shapes[0])
+    return library_call(computation, instruction) if instruction.opcode == "custom-call" else 0
+
+
+def library_call(computation: Computation, instruction: Instruction) -> int:
+    """FLOPs of a call of cuBLAS or cuDNN; 0 for any other."""
+    target = instruction.attribute("custom_call_target") or ""
+    result = instruction.shapes[0] if instruction.shapes else None
+    if target.startswith("__cublas$"):
         left = computation.operand_shapes(instruction)[0][0]
         listed = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
-        return dot_flops(instruction.shapes[0].dims, sizes(left, listed[1].replace('"', ""))) if listed else 0
-    return 0
+        return dot_flops(result.dims, sizes(left, listed[1].replace('"', ""))) if listed else 0
+    if not target.startswith("__cudnn$conv"):
+        return 0
+    left, right = (shapes[0] for shapes in computation.operand_shapes(instruction)[:2])
+    if target.endswith("BackwardInput"):
+        return convolution(instruction, result, right, left)
+    if target.endswith("BackwardFilter"):
+        return convolution(instruction, left, result, right)
+    return convolution(instruction, left, right, result)
 
 
 def sizes(shape: Shape, numbers: str | None) -> list[int]:
@@ -46,11 +62,11 @@ def sizes(shape: Shape, numbers: str | None) -> list[int]:
     return [shape.dims[int(number)] for number in (numbers or "").split(",") if number]
 
 
-def convolution(instruction: Instruction, left: Shape, right: Shape) -> int:
-    """FLOPs of a convolution, from `dim_labels`, `window` and the groups."""
+def convolution(instruction: Instruction, left: Shape, right: Shape, out: Shape) -> int:
+    """FLOPs of a convolution of input `left` and weights `right`, from `dim_labels`, `window` and the groups."""
     labels = re.match(r"([\w?]+)_([\w?]+)->([\w?]+)", instruction.attribute("dim_labels") or "")
     of_left, of_right, of_result = (dict(zip(labels[i], range(len(labels[i])), strict=True)) for i in (1, 2, 3))
-    result = instruction.shapes[0].dims
+    result = out.dims
     spatial = sorted(label for label in of_left if label.isdigit())
     window = parse_window(instruction.braces("window") or "", len(spatial))
     windows = [
