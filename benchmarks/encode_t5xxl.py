@@ -19,52 +19,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 
 from ediffi_jax.data.embedding_rows import RowFormat
-from ediffi_jax.encoders import MAX_T5_TOKENS, Encoders, Tokens
-from ediffi_jax.encoders import checkpoints as files
-from ediffi_jax.encoders.clip import Clip, ClipConfig, ClipTextConfig, ClipVisionConfig
+from ediffi_jax.encoders import MAX_T5_TOKENS, Tokens
 from ediffi_jax.encoders.sharding import batch_sharding, param_shardings
-from ediffi_jax.encoders.t5 import T5Config, T5Encoder
-from ediffi_jax.encoders.tokenize import TextTokenizer
+from ediffi_jax.planning.encoders import paper_encoders
 from ediffi_jax.training.embedder import Embedder
 
 ROWS = (("v5e:2x2", 1), ("v5e:2x4", 1), ("v5e:4x4", 1), ("v5e:4x4", 4))  # topology, devices along data
-XXL = T5Config(d_model=4096, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu")
-VIT_L = ClipConfig(
-    text=ClipTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, projection_dim=768),
-    vision=ClipVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        patch_size=14,
-        projection_dim=768,
-    ),
-)
-
-
-def shapes(dtype: Any = jnp.bfloat16) -> Encoders:
-    """The paper's encoders with shapes for weights."""
-    params = {}
-    for tower, found in (("t5", files.t5_shapes(XXL)), ("clip", files.clip_shapes(VIT_L))):
-        flat = {path: jax.ShapeDtypeStruct(shape, files.stored_dtype(path, dtype)) for path, shape in found.items()}
-        params[tower] = flax.traverse_util.unflatten_dict(flat)
-    clip = Clip(VIT_L, dtype)
-    own = {"backend": None, "end": 1, "pad": 0}
-    return Encoders(
-        params=params,
-        t5=T5Encoder(XXL, dtype),
-        clip=clip,
-        vision=clip,
-        t5_tokenizer=TextTokenizer(name="T5", length=MAX_T5_TOKENS, **own),
-        clip_tokenizer=TextTokenizer(name="CLIP", length=77, **own),
-        sources={},
-    )
-
 
 def measure(topology: str, data: int, captions: int, int8: bool) -> dict[str, Any]:
     """Compiles both programs for a topology and reads off their memory."""
@@ -72,7 +36,7 @@ def measure(topology: str, data: int, captions: int, int8: bool) -> dict[str, An
 
     chips = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     mesh = topologies.make_mesh(chips, (data, len(chips.devices) // data), ("data", "fsdp"))
-    encoders = shapes()
+    encoders = paper_encoders()
     machine = Embedder(encoders, mesh, RowFormat(spec=encoders.spec, int8=int8), captions)
     placed = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
