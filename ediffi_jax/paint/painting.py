@@ -27,7 +27,7 @@ from ediffi_jax.paint.errors import PaintError
 from ediffi_jax.types import PerImage
 
 # w' when none is given: where control stops growing on the bundled cascade, see docs/control.md.
-PAINT_WEIGHT = 1.6
+PAINT_WEIGHT = 1.2
 
 
 @flax.struct.dataclass

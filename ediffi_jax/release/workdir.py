@@ -20,8 +20,8 @@ import numpy as np
 from absl import logging
 
 from ediffi_jax.experts import Ensemble
-from ediffi_jax.release.files import Release
-from ediffi_jax.release.places import bundled_encoders
+from ediffi_jax.release.files import CASCADE_FILE, Release
+from ediffi_jax.release.places import bundled_encoders, find
 from ediffi_jax.release.spec import ReleaseError, StageSpec, sampler_from_json
 
 CHECKPOINTS = "checkpoints"
@@ -129,8 +129,6 @@ def _run(workdir: Path, position: Mapping[str, Any], ema: Mapping[str, Any]) -> 
         aug_level=config["aug"]["level"],
     )
     intervals = Ensemble(cuts=spec.cuts).intervals
-    trained = {key: position[key] for key in ("step", "images")}
-    trained |= {key: config[key] for key in ("seed", "batch_size", "phases")}
     return Run(
         workdir=workdir,
         spec=spec,
@@ -138,8 +136,40 @@ def _run(workdir: Path, position: Mapping[str, Any], ema: Mapping[str, Any]) -> 
         intervals=tuple((intervals[i].low, intervals[i].high) for i in position["expert_ids"]),
         encoders=config["encoders"],
         fingerprint=position["encoders"],
-        trained=trained,
+        trained=_trained(position),
     )
+
+
+def _trained(position: Mapping[str, Any]) -> dict[str, Any]:
+    """What a release says of a run; where it started from another one's weights, also what it says of that."""
+    config = position["config"]
+    found = {key: position[key] for key in ("step", "images")}
+    found |= {key: config[key] for key in ("seed", "batch_size", "phases")}
+    if not config.get("init_from"):
+        return found
+    return {**found, "init_from": _trained_before(config["init_from"], config["stage"])}
+
+
+def _trained_before(source: str, stage: str) -> Any:
+    """Of the weights that a run started from, as long as they are still there; else ""."""
+    try:
+        folder = find(source)
+        if not is_workdir(folder):
+            return json.loads((folder / CASCADE_FILE).read_text())["trained"][stage]
+        newest = max((int(path.name) for path in (folder / CHECKPOINTS).iterdir() if path.name.isdigit()))
+        return [_trained(_position(folder.resolve() / CHECKPOINTS / str(newest)))]
+    except (ReleaseError, OSError, ValueError, KeyError):
+        return ""
+
+
+def _position(path: Path) -> Mapping[str, Any]:
+    """Where a run was when it wrote a checkpoint."""
+    from orbax.checkpoint import v1 as ocp
+
+    position = ocp.checkpointables_metadata(path).custom_metadata
+    if not isinstance(position, Mapping):
+        raise OSError(f"its position is {str(position)[:80]!r}")
+    return position
 
 
 def _encoders_folder(run: Run) -> Path:
