@@ -6,6 +6,7 @@
     shapes, rendering, styles   scene -> picture, at any resolution
     captions    scene -> text, with the owner of every word
     segmentation, scoring     picture -> what is in it, and whether that is what was asked for
+    unstyle, redrawing        how pictures of the other styles than flat are read
     builder     the data set as ArrayRecord files (not imported here: it needs tensorflow_datasets)
 """
 

@@ -7,7 +7,6 @@ overlaps its soft mask best:  IoU(α, t) = Σ min(α, t) / Σ max(α, t), less a
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Sequence
 
@@ -15,7 +14,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from ediffi_jax.data.scenes import segmentation, shapes
+from ediffi_jax.data.scenes import redrawing, segmentation, shapes, styles, unstyle
 from ediffi_jax.data.scenes import vocabulary as v
 from ediffi_jax.data.scenes.scene import Object, Scene
 
@@ -33,7 +32,7 @@ class Seen:
         colour, shape: words of the vocabulary.
         x, y: centre of its bounding box, fractions of the picture (y down).
         width, height: of the bounding box, fractions of the picture.
-        fit: overlap of its mask with the shape, 0 to 1.
+        fit: how well the shape explains what is there, 0 to 1.
         on: index of the object it lies on, or -1.
     """
 
@@ -61,17 +60,9 @@ class Score:
         return self.count and self.colours and self.shapes and self.relation
 
 
-@functools.cache
-def _extent(shape: str) -> tuple[float, float]:
-    """Half width and half height of a shape of radius 1, measured on its own rendering."""
-    axis = np.linspace(-1.1, 1.1, 441)
-    inside = shapes.SDFS[shape](axis[None, :], axis[:, None]) < 0
-    return float(axis[inside.any(0)].max()), float(axis[inside.any(1)].max())
-
-
 def _template(shape: str, x: np.ndarray, y: np.ndarray, box: Sequence[float], blur: float) -> Soft:
     """Coverage of a shape stretched to `box` (centre x, y, half width, half height; pixels)."""
-    half_x, half_y = _extent(shape)
+    half_x, half_y = shapes.extent(shape)
     scale_x, scale_y = box[2] / half_x, box[3] / half_y
     distance = shapes.SDFS[shape]((x - box[0]) / scale_x, (y - box[1]) / scale_y)
     sharp = np.clip(0.5 - distance * min(scale_x, scale_y), 0, 1)
@@ -84,7 +75,7 @@ def _overlap(alpha: Soft, template: Soft) -> float:
 
 def _undistorted(shape: str, box: Sequence[float]) -> float:
     """1 if the box has the shape's own proportions, less the more it is stretched."""
-    half_x, half_y = _extent(shape)
+    half_x, half_y = shapes.extent(shape)
     return float(np.exp(-0.5 * abs(np.log(box[2] * half_y / (box[3] * half_x)))))
 
 
@@ -123,17 +114,40 @@ def fit_shape(alpha: Soft, blur: float) -> tuple[str, float, tuple[float, float,
     return best
 
 
-def read(image: UInt8[np.ndarray, "r r 3"]) -> list[Seen]:
-    """The objects of a picture in the flat style, at any resolution from 16 (256 is best).
+def read(image: UInt8[np.ndarray, "r r 3"], style: str = v.DEFAULT_STYLE) -> list[Seen]:
+    """The objects of a picture, at any resolution from 16 (256 is best; from 64 for other styles than flat).
 
     Args:
         image: uint8 RGB, square.
+        style: the picture's.
 
     Raises:
-        SceneError: not a square uint8 RGB picture.
+        SceneError: not a square uint8 RGB picture, or a style that the vocabulary does not have.
     """
+    v.check(style, v.STYLES, "style")
     if image.ndim != 3 or image.shape[2] != 3 or image.shape[0] != image.shape[1] or image.dtype != np.uint8:
         raise v.SceneError(f"expected a square uint8 RGB picture, got {image.dtype} {image.shape}")
+    if style in styles.BRUSHES:
+        return [_seen(drawn) for drawn in redrawing.objects(image, style)]
+    return _read_flat(unstyle.INVERSE[style](image) if style in unstyle.INVERSE else image)
+
+
+def _seen(drawn: redrawing.Drawn) -> Seen:
+    thing = drawn.thing
+    half_x, half_y = shapes.extent(thing.shape)
+    return Seen(
+        colour=thing.colour,
+        shape=thing.shape,
+        x=thing.x,
+        y=thing.y,
+        width=2 * half_x * thing.radius,
+        height=2 * half_y * thing.radius,
+        fit=drawn.fit,
+        on=drawn.on,
+    )
+
+
+def _read_flat(image: UInt8[np.ndarray, "r r 3"]) -> list[Seen]:
     blur = max(1.0, WORK / image.shape[0])
     seen = []
     for region in segmentation.regions(image):
@@ -183,19 +197,16 @@ def score(image: UInt8[np.ndarray, "r r 3"], scene: Scene) -> Score:
     """Compares a picture with the scene it was asked to show.
 
     Args:
-        image: uint8 RGB, square. Colours of the pastel style are undone; for other styles than
-            these two the reading is a best effort.
-        scene: what was asked for; only its words count, not its coordinates.
+        image: uint8 RGB, square, in the scene's style.
+        scene: what was asked for; only its words count, not its coordinates or its background.
 
     Returns:
         Which of count, colours, shapes and relation are right. Colours and shapes are right if
         every object asked for is there with its colour, with its shape; the same pairing of
         objects serves both and the relation, so a swap of attributes is an error.
     """
-    if scene.style == "pastel":
-        image = np.clip((image.astype(np.float32) - 0.52 * 255) / 0.48 + 0.5, 0, 255).astype(np.uint8)
     # The largest first, so that specks in a bad picture do not make the pairing expensive.
-    seen = sorted(read(image), key=lambda s: -s.width * s.height)[:6]
+    seen = sorted(read(image, scene.style), key=lambda s: -s.width * s.height)[:6]
     pairs = _assign(seen, scene)
     full = len(pairs) == len(scene.objects)
     return Score(

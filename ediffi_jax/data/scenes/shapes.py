@@ -7,6 +7,7 @@ are Euclidean (but for the inner corners of unions and cuts), so a contour is an
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -96,3 +97,11 @@ SDFS: dict[str, Sdf] = {
 
 # Where an object inside a container sits: the centre of the container's largest inscribed circle.
 INNER_CENTRE = {"circle": 0.0, "square": 0.0, "triangle": 0.32, "heart": -0.1}
+
+
+@functools.cache
+def extent(shape: str) -> tuple[float, float]:
+    """Half width and half height of a shape of radius 1, measured on its own rendering."""
+    axis = np.linspace(-1.1, 1.1, 441)
+    inside = SDFS[shape](axis[None, :], axis[:, None]) < 0
+    return float(axis[inside.any(0)].max()), float(axis[inside.any(1)].max())
