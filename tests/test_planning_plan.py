@@ -105,6 +105,17 @@ def test_experts_send_one_another_nothing(planned: Any) -> None:
     assert sum(one.count * one.bytes for one in crossing(measured.collectives, "expert")) <= 64
 
 
+def test_what_is_sent_does_not_grow_with_the_batch(planned: Any) -> None:
+    """Weights are gathered and gradients reduced; pictures and activations stay where they are."""
+    _, made, measured = planned
+    config = recipe("batch_size=16")
+    config.phases = planned[0].phases
+    larger = measuring.measure(program.train_program(config, made.phase, made.mesh, "precomputed"), V5E.chip, 1)
+    sent = [sum(one.count * one.bytes for one in found.collectives) for found in (measured, larger)]
+    assert sent[1] <= 1.02 * sent[0]
+    assert sent[0] <= 6 * measured.memory.parameters * 2  # of a device's whole expert: two parts along fsdp
+
+
 def test_a_plan_comes_to_days_and_machines_can_read_it(planned: Any) -> None:
     _, made, measured = planned
     made_plan = plan.Plan(

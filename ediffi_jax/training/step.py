@@ -52,7 +52,8 @@ def expert_step_fn(
         cond = objective.conditioning(gathered(mesh, frozen), batch, drop_key)
 
         def mean_loss(params: PyTree) -> Array:
-            losses = objective.losses(params, batch, cond, sigma, *edges, loss_key, train=True)
+            # Gathered weights, not the pictures: else the compiler sums activations over all devices.
+            losses = objective.losses(gathered(mesh, params), batch, cond, sigma, *edges, loss_key, train=True)
             return losses.mean()
 
         loss, grads = jax.value_and_grad(mean_loss)(params)
