@@ -22,6 +22,7 @@ from absl import app, flags
 FLAGS = flags.FLAGS
 CASCADE = flags.DEFINE_string("cascade", "scenes", "Bundled name, release folder, or workdir of a base.")
 NUMBER = flags.DEFINE_integer("number", 4, "References of every style.", lower_bound=1)
+RELATION = flags.DEFINE_bool("relation", True, "Prompts say how their objects stand to one another.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the references, the prompts and the pictures.")
 STYLE_WEIGHT = flags.DEFINE_string("style_weight", None, "Guidance by the style image; default together with the text.")
 GUIDANCE = flags.DEFINE_string("guidance", None, "Guidance of the stages; default the cascade's own.")
@@ -43,11 +44,11 @@ def main(argv: list[str]) -> None:
     out = pictures.make_folder(OUT.value)
     cascade = ed.load(CASCADE.value)
     classify = style_recognition.trained()
-    cases = make_cases(NUMBER.value, SEED.value)
+    cases = make_cases(NUMBER.value, SEED.value, RELATION.value)
     references = [scenes.render(case.reference, 256) for case in cases]
     guidance = samples.per_stage(GUIDANCE.value, float, "guidance")
     weight = samples.per_stage(STYLE_WEIGHT.value, float, "style_weight")
-    names = ("cascade", "number", "seed", "style_weight", "guidance", "batch_size")
+    names = ("cascade", "number", "seed", "relation", "style_weight", "guidance", "batch_size")
     report: dict[str, Any] = {
         "settings": {name: FLAGS[name].value for name in names},
         "fingerprint": cascade.fingerprint,

@@ -25,6 +25,7 @@ import pytest
 from PIL import Image
 
 from ediffi_jax.data import scenes
+from ediffi_jax.evaluation import style_recognition
 
 SWITCHES = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
@@ -154,6 +155,24 @@ def test_the_example_at_first_sight_can_be_generated_at_once(page: Any) -> None:
     assert "--canvas=canvas.png" in command
     seen = objects(np.asarray(Image.open(io.BytesIO(archive.read("0000.png")))))
     assert seen["red circle"].x < 0.5 < seen["blue square"].x
+
+
+@pytest.mark.slow
+def test_a_style_picture_is_taken_shown_and_part_of_the_result(page: Any, tmp_path: Path) -> None:
+    scene = scenes.Scene(objects=(scenes.Object(colour="green", shape="ring"),), style="neon", background="navy")
+    Image.fromarray(scenes.render(scene, 128)).save(tmp_path / "neon.png")
+    page.locator("button", has_text="Style").first.click()
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "neon.png")
+    page.wait_for_selector("#style_shown img")
+    page.click("#generate")
+    wait_for_status(page, "Done")
+    page.wait_for_selector("#archive a")
+    command, archive = finished(page)
+    assert "--style=style.png" in command
+    kept = np.asarray(Image.open(io.BytesIO(archive.read("style.png"))))
+    np.testing.assert_array_equal(kept, scenes.render(scene, 128))
+    picture = np.asarray(Image.open(io.BytesIO(archive.read("0000.png"))))
+    assert style_recognition.trained()([picture]) == ["neon"]
 
 
 @pytest.mark.slow

@@ -21,6 +21,13 @@ def classify() -> recognition.StyleClassifier:
     return recognition.trained()
 
 
+def test_prompts_with_a_relation_are_new_combinations_and_those_without_have_none():
+    for case in make_cases(2, seed=3):
+        assert case.scene.relation and scenes.held_out(case.scene) and case.prompt == scenes.canonical(case.scene)
+        assert "style" not in case.prompt
+    assert not any(case.scene.relation for case in make_cases(2, seed=3, relation=False))
+
+
 def drawn(case: Case, style: str, objects: tuple[scenes.Object, ...] = ()) -> np.ndarray:
     """The picture of the prompt's objects (or others) in a style."""
     spots = zip(objects or case.scene.objects, (0.28, 0.72))
