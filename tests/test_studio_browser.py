@@ -117,12 +117,12 @@ def objects(picture: np.ndarray) -> dict[str, scenes.Seen]:
 
 @pytest.mark.slow
 def test_what_is_painted_is_in_the_pixels_and_the_command_makes_it_again(page: Any, tmp_path: Path, root: Path) -> None:
-    page.fill("#prompt textarea", "a green heart and a yellow circle")
-    page.wait_for_function("document.querySelectorAll('#painter .chips button')[0].innerText === 'green heart'")
-    assert chips(page) == ["green heart", "yellow circle", "eraser"]
+    page.fill("#prompt textarea", "a green square and a yellow circle")
+    page.wait_for_function("document.querySelectorAll('#painter .chips button')[0].innerText === 'green square'")
+    assert chips(page) == ["green square", "yellow circle", "eraser"]
     page.click("#painter .clear")
-    paint(page, "yellow circle", (0.14, 0.25, 0.36, 0.75))
-    paint(page, "green heart", (0.64, 0.25, 0.86, 0.75))
+    paint(page, "yellow circle", (0.15, 0.38, 0.35, 0.62))
+    paint(page, "green square", (0.65, 0.38, 0.85, 0.62))
     page.click("#generate")
     assert re.match(r"(base|sr64|sr256): step \d+ of \d+, σ = [\d.e+-]+, expert \d", wait_for_status(page, "step \\d"))
     wait_for_status(page, "Done")
@@ -132,8 +132,8 @@ def test_what_is_painted_is_in_the_pixels_and_the_command_makes_it_again(page: A
     assert command == shown
     picture = np.asarray(Image.open(io.BytesIO(archive.read("0000.png"))))
     seen = objects(picture)
-    assert set(seen) == {"yellow circle", "green heart"}
-    assert seen["yellow circle"].x < 0.5 < seen["green heart"].x
+    assert set(seen) == {"yellow circle", "green square"}
+    assert seen["yellow circle"].x < 0.5 < seen["green square"].x
 
     archive.extractall(tmp_path)
     words = shlex.split(archive.read("command.txt").decode())
