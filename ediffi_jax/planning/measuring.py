@@ -116,12 +116,16 @@ def measure(program: TrainProgram, chip: Chip, model_flops: int) -> Measured:
 
 def memory_of(program: TrainProgram, found: Any, devices: int) -> Memory:
     """The compiler's figures of a device, as those of a chip with so many devices."""
-    state = program.state
+    state, temporaries = program.state, found.temp_size_in_bytes
+    # What lives at once; the sum over all allocations may be more than there is, in a program that fits.
+    peak = getattr(found, "peak_memory_in_bytes", 0)
+    if peak > found.argument_size_in_bytes:
+        temporaries = min(temporaries, peak - found.argument_size_in_bytes)
     whole = {"parameters": state.params, "ema": state.ema, "optimizer": state.opt_state}
     whole |= {"encoders": program.frozen, "batch": program.batch}
     return Memory(
         **{name: devices * shard_bytes(tree) for name, tree in whole.items()},
-        temporaries=devices * found.temp_size_in_bytes,
+        temporaries=devices * temporaries,
         results=devices * max(0, found.output_size_in_bytes - found.alias_size_in_bytes),
         code=devices * found.generated_code_size_in_bytes,
     )
