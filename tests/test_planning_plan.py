@@ -188,7 +188,7 @@ def test_the_verb_plans_a_recipe_with_the_tpus_compiler(tmp_path: Path, root: Pa
     out = tmp_path / "plan.json"
     command = [
         sys.executable, "-m", "launch.plan", f"--config={SCENES}", "--topology=v5e:2x2", "--phase=-1",
-        "--slices=3", "--mesh=expert=3", "--config.batch_size=32", f"--json={out}",
+        "--slices=3", "--mesh=expert=3,fsdp=-1", "--config.batch_size=32", f"--json={out}",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
