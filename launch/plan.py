@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # a TPU or GPU of this machine is not asked
 
@@ -37,12 +38,14 @@ JSON = flags.DEFINE_string("json", None, "File to write the plan to; - prints it
 
 def main(overrides: list[str]) -> int:
     """Reads the config, compiles, prints."""
-    from ediffi_jax.pictures import write_bytes
+    from ediffi_jax.pictures import make_folder, write_bytes
     from ediffi_jax.planning import plan, text, topology
     from ediffi_jax.training import config_files
 
     config = config_files.load(CONFIG.value)
     config_files.override(config, overrides)
+    if JSON.value not in (None, "-"):
+        make_folder(Path(JSON.value).parent)  # before minutes of compiling
     chips = topology.parse_topology(TOPOLOGY.value, SLICES.value)
     made = plan.make_plan(config, chips, plan.read_mesh(MESH.value), phase=PHASE.value, embeddings=EMBEDDINGS.value)
     machine = json.dumps(made.to_json(), indent=1) + "\n"

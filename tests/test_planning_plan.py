@@ -18,7 +18,7 @@ from ediffi_jax import encoders
 from ediffi_jax.data.loader import make_loader
 from ediffi_jax.planning import measuring, plan, program, text
 from ediffi_jax.planning.collectives import crossing
-from ediffi_jax.planning.encoders import paper_encoders
+from ediffi_jax.planning.encoders import paper_encoders, planned_encoders
 from ediffi_jax.planning.errors import PlanError
 from ediffi_jax.planning.topology import parse_topology
 from ediffi_jax.training import config_files
@@ -163,6 +163,14 @@ def test_the_papers_encoders_have_the_papers_sizes() -> None:
     assert (made.spec.t5_width, made.spec.clip_width, made.spec.pooled_width) == (4096, 768, 768)
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(made.params))
     assert 5.1e9 < count < 5.3e9  # T5-XXL's encoder 4.76 B, CLIP ViT-L/14 0.43 B
+
+
+def test_encoders_that_are_here_are_planned_with_their_own_shapes() -> None:
+    loaded, planned = encoders.load(encoders.bundled("scenes")), planned_encoders("scenes")
+    assert planned.spec == loaded.spec
+    held, shapes = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), made.params) for made in (loaded, planned))
+    assert held == shapes
+    assert planned_encoders("no/such/folder").spec == paper_encoders().spec
 
 
 @pytest.mark.parametrize(

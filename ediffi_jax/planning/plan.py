@@ -23,7 +23,6 @@ from ediffi_jax.planning.meshes import make_mesh
 from ediffi_jax.planning.program import TrainProgram, phase_of, train_program
 from ediffi_jax.planning.roofline import Roofline, bound
 from ediffi_jax.planning.topology import Topology
-from ediffi_jax.training.config import validate
 from ediffi_jax.training.mesh import AXES
 
 GB = 1e9
@@ -191,8 +190,3 @@ def roofline(measured: Measured, topology: Topology) -> Roofline | None:
         sent[one.network] += one.count * one.wire_bytes * devices
     flops = measured.compiled_flops / topology.chips
     return bound(flops, measured.memory.traffic, sent["ici"], sent["dcn"], topology.chip)
-
-
-def all_steps(config: ConfigDict) -> int:
-    """Steps of all phases."""
-    return sum(phase.steps for phase in validate(config))

@@ -24,7 +24,7 @@ from ediffi_jax.data.embedding_rows import RowFormat
 from ediffi_jax.encoders import Encoders
 from ediffi_jax.encoders.sharding import param_shardings, weight_axes
 from ediffi_jax.noise import LogNormal
-from ediffi_jax.planning.encoders import paper_encoders
+from ediffi_jax.planning.encoders import planned_encoders
 from ediffi_jax.planning.errors import PlanError
 from ediffi_jax.training.config import validate
 from ediffi_jax.training.config_files import to_json
@@ -86,8 +86,7 @@ def train_program(config: ConfigDict, phase: Phase, mesh: Mesh, embeddings: str 
     """The step of one phase.
 
     Args:
-        config: a recipe; its encoders and data need not be there: T5-XXL and CLIP ViT-L/14 are assumed, unless it
-            trains without any.
+        config: a recipe; its data need not be there, nor its encoders: those of the paper are assumed then.
         phase: of the config.
         mesh: devices to compile for.
         embeddings: "live" encodes in the step, "precomputed" and "int8" read what `launch.encode` made.
@@ -96,7 +95,7 @@ def train_program(config: ConfigDict, phase: Phase, mesh: Mesh, embeddings: str 
         UserError: what does not fit.
     """
     check_batch_size(mesh, config.batch_size)
-    encoders = paper_encoders() if config.encoders else Unconditional()
+    encoders = planned_encoders(config.encoders) if config.encoders else Unconditional()
     objective = make_objective(config, encoders, mesh)
     optimizer = make_optimizer(config.optimizer, 1)
     batch = batch_shapes(config, phase, encoders, embeddings)
