@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import ediffi_jax as ed
+from ediffi_jax.data.batches import SyntheticAssembler
 from ediffi_jax.training import checkpoint, config_files, loop
 
 # What version 0.1.0 made of it: the losses of both experts at step 6, and the mean of one image's channels.
@@ -32,7 +33,16 @@ def test_it_samples(copy: Path) -> None:
     np.testing.assert_allclose(image.mean((0, 1)), MEANS, atol=1.0)  # in steps of 1/255, rounded
 
 
-def test_it_trains_on(copy: Path) -> None:
+def pictures_of_that_time(self: SyntheticAssembler, start: int) -> tuple[dict, list[str]]:
+    """One draw for the whole batch; now every picture is drawn from its own position."""
+    rng = np.random.default_rng((self.seed, start, 0))
+    shapes = self.sizes.shapes().items()
+    batch = {name: rng.integers(256, size=(*self.layout.shape, *shape), dtype=np.uint8) for name, shape in shapes}
+    return batch, [f"picture number {number}" for number in rng.integers(1000, size=self.layout.images)]
+
+
+def test_it_trains_on(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SyntheticAssembler, "__call__", pictures_of_that_time)
     config = config_files.read_workdir(copy)
     config_files.override(config, ["phases.1.steps=3"])
     assert loop.train(config, copy) == loop.FINISHED

@@ -16,11 +16,11 @@ import pytest
 from training_fakes import Net, small_config
 
 from ediffi_jax import models
-from ediffi_jax.data.batches import Layout
+from ediffi_jax.data.batches import Layout, Part
 from ediffi_jax.data.scenes.builder import ScenesConfig, prepare
 from ediffi_jax.training import checkpoint, config_files, distributed, loop
 from ediffi_jax.training.errors import ConfigError
-from ediffi_jax.training.mesh import LocalPart, part_of
+from ediffi_jax.training.mesh import part_of
 
 RECIPE = """
 import sys
@@ -104,31 +104,32 @@ def test_two_processes_train_as_one_and_stop_at_the_same_step(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize(
-    ("own", "part"),
+    ("own", "experts", "rows"),
     [
-        ([[1, 1, 1, 1]], (0, 1, 0, 1)),
-        ([[0, 0, 1, 1]], (0, 1, 1, 2)),
-        ([[0, 0], [0, 0], [1, 1], [0, 0]], (2, 4, 0, 1)),
-        ([[0, 0], [0, 0], [1, 1], [1, 1]], (1, 2, 0, 1)),
-        ([[0, 1], [0, 1]], (0, 1, 1, 2)),
-        ([[0, 0, 0, 0], [0, 0, 1, 1]], (1, 2, 1, 2)),
+        ([[1, 1, 1, 1]], [0], [0, 1, 2, 3]),
+        ([[0, 0, 1, 1]], [0], [2, 3]),
+        ([[0, 0], [0, 0], [1, 1], [0, 0]], [2], [0, 1]),
+        ([[0, 1], [0, 1]], [0, 1], [1]),
+        ([[0, 0, 0, 0], [0, 0, 1, 1]], [1], [2, 3]),
+        ([[1, 1, 0, 0, 0, 0, 1, 1]], [0], [0, 1, 6, 7]),  # a host of v5e:2x4, along a ring through the torus
+        ([[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0]], [0, 2], [0, 2]),
     ],
 )
-def test_the_part_of_a_batch_that_a_process_holds(own: list, part: tuple) -> None:
-    """(expert_index, expert_count, process_index, process_count), and exactly the images on its devices."""
+def test_the_part_of_a_batch_that_a_process_holds(own: list, experts: list, rows: list) -> None:
+    """Exactly the images on its devices."""
     own = np.array(own, bool)
-    held = part_of(own)
-    assert held == LocalPart(**dict(zip(LocalPart.__dataclass_fields__, part, strict=True)))
-    experts, rows = 2 * own.shape[0], 3 * own.shape[1]
-    layout = Layout(num_experts=experts, batch_size=rows, **vars(held))
-    order = 100 + np.arange(experts * rows).reshape(experts, rows)
+    parts = part_of(own)
+    assert parts == (Part(count=own.shape[0], held=tuple(experts)), Part(count=own.shape[1], held=tuple(rows)))
+    size = (2 * own.shape[0], 3 * own.shape[1])
+    layout = Layout(num_experts=size[0], batch_size=size[1], expert_part=parts[0], image_part=parts[1])
+    order = 100 + np.arange(size[0] * size[1]).reshape(size)
     where = np.repeat(np.repeat(own, 2, axis=0), 3, axis=1)
     assert layout.positions(100) == order[where].tolist()
     assert layout.shape[0] * layout.shape[1] == where.sum()
 
 
-@pytest.mark.parametrize("own", [[[1, 0], [0, 1]], [[1, 1], [1, 0]], [[0, 1, 1, 0]], [[1, 0, 1, 0]], [[1, 1, 0]]])
-def test_devices_that_are_no_block(own: list) -> None:
+@pytest.mark.parametrize("own", [[[1, 0], [0, 1]], [[1, 1], [1, 0]], [[1, 1, 0], [0, 1, 1]]])
+def test_devices_that_are_no_grid(own: list) -> None:
     with pytest.raises(ValueError):
         part_of(np.array(own, bool))
 

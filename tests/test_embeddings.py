@@ -23,7 +23,7 @@ from ediffi_jax import encoders as encoders_room
 from ediffi_jax.conditioning import ConditioningSpec, DropRates
 from ediffi_jax.data import embeddings, sources
 from ediffi_jax.data.embedding_rows import RowFormat, dequantize, digest, quantize
-from ediffi_jax.data.loader import LoaderError, make_loader
+from ediffi_jax.data.loader import LoaderError, Part, make_loader
 from ediffi_jax.data.scenes.builder import ScenesConfig, prepare
 from ediffi_jax.errors import UserError
 from ediffi_jax.training import config as training_config
@@ -82,8 +82,7 @@ def batch(config, encoders, start=0, split="train", seed=0, experts=1, size=8, i
         num_experts=experts,
         batch_size=size,
         tokenizer=encoders,
-        process_index=index,
-        process_count=count,
+        image_part=Part(count=count, held=(index,)),
     )
     return loader.batch(start)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ediffi_jax.data import loader, scenes, sources, views
-from ediffi_jax.data.loader import LoaderError, make_loader
+from ediffi_jax.data.loader import LoaderError, Part, make_loader
 from ediffi_jax.data.scenes.builder import ScenesConfig, location, prepare
 from ediffi_jax.data.sources import open_tfds
 
@@ -52,8 +52,7 @@ def make(folder, experts=1, batch=4, split="train", seed=0, tokenizer=None, inde
         num_experts=experts,
         batch_size=batch,
         tokenizer=tokenizer,
-        process_index=index,
-        process_count=count,
+        image_part=Part(count=count, held=(index,)),
     )
 
 
@@ -194,6 +193,9 @@ def test_synthetic_needs_no_files():
     assert batch["image"].shape == (2, 3, 64, 64, 3) and batch["low_res"].shape == (2, 3, 16, 16, 3)
     assert batch["clip_pixels"].shape == (2, 3, 32, 32, 3) and batch["t5_ids"].shape == (2, 3, 250)
     assert same(batch, data.batch(12)) and not same(batch, data.batch(18))
+    kept = {"expert_part": Part(count=2, held=(1,)), "image_part": Part(count=3, held=(0, 2))}
+    part = make_loader(config, split="train", seed=0, num_experts=2, batch_size=3, tokenizer=Letters(), **kept)
+    assert same(part.batch(12), {name: rows[1:, ::2] for name, rows in batch.items()})
 
 
 @pytest.mark.parametrize(
@@ -252,7 +254,7 @@ def test_records_without_a_scene_keep_their_caption():
 def test_layout_positions_cover_the_batch_once():
     for experts, batch, count in itertools.product((1, 3), (4, 8), (1, 2, 4)):
         layouts = [
-            loader.Layout(num_experts=experts, batch_size=batch, process_index=i, process_count=count)
+            loader.Layout(num_experts=experts, batch_size=batch, image_part=Part(count=count, held=(i,)))
             for i in range(count)
         ]
         positions = [p for layout in layouts for p in layout.positions(100)]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import re
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from ediffi_jax.planning.chips import CHIPS, GIB, TPUS
 from ediffi_jax.planning.errors import PlanError
-from ediffi_jax.planning.meshes import arrange, fill, make_mesh, slices_along
+from ediffi_jax.planning.meshes import fill, make_mesh
 from ediffi_jax.planning.topology import most_cubic, parse_topology
 
 # The vendor's tables (v4, v5e, v5p, v6e pages): accelerator type -> topology.
@@ -99,42 +97,6 @@ def test_sizes_are_filled_or_refused() -> None:
     ]:
         with pytest.raises(PlanError, match=re.escape(words)):
             fill(sizes, topology)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "slices", "across"),
-    [
-        ((1, 1, 8), 1, (1, 1, 1)),
-        ((3, 2, 4), 3, (3, 1, 1)),
-        ((6, 2, 4), 3, (3, 1, 1)),
-        ((2, 4, 4), 4, (2, 2, 1)),
-        ((1, 8, 4), 4, (1, 4, 1)),
-    ],
-)
-def test_slices_lie_along_experts_first(sizes, slices, across) -> None:
-    assert slices_along(sizes, slices) == across
-    per_slice = math.prod(sizes) // slices
-    devices = [SimpleNamespace(id=i, slice_index=i // per_slice) for i in range(math.prod(sizes))]
-    mesh = arrange_any(devices, sizes, across)
-    assert sorted(device.id for device in mesh.flat) == list(range(len(devices)))
-    of = np.vectorize(lambda device: device.slice_index)(mesh)
-    assert (of == of[:, :, :1]).all()  # fsdp never leaves its slice
-    if across[0] == slices:
-        assert (of == of[:, :1, :1]).all()  # nor does data
-
-
-def arrange_any(devices, sizes, across) -> np.ndarray:
-    """`arrange`, with devices that JAX does not know kept in their order."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ediffi_jax.planning.meshes.within_slice", lambda some, shape: np.array(some).reshape(shape))
-        return arrange(devices, sizes, across)
-
-
-def test_slices_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(PlanError, match="expected expert=2, or data one of 2, 4, 8$"):
-        slices_along((1, 1, 8), 2)
-    with pytest.raises(PlanError, match="expected expert=3$"):
-        slices_along((1, 4, 4), 3)
 
 
 def test_chips_agree_with_each_other() -> None:

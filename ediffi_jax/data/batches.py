@@ -1,8 +1,8 @@
 """Which images make a batch, and the batch made of them: pure functions of (seed, position).
 
-The batch at position p with E experts of B images takes positions p .. p + E·B - 1, expert by expert;
-process i of P takes the i-th of P equal parts of each expert's B. Where experts lie on processes of their
-own, a process takes only its experts' images.
+The batch at position p with E experts of B images takes positions p .. p + E·B - 1, expert by expert. With
+several processes each makes the images that its devices hold: some of the experts, of each of them some parts of B.
+A process's devices need not stand side by side in the mesh (on a TPU's torus they seldom do), nor do its parts.
 """
 
 from __future__ import annotations
@@ -21,28 +21,51 @@ Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some of the equal parts of an axis.
+
+    Attributes:
+        count: how many parts there are.
+        held: which of them, ascending.
+    """
+
+    count: int = 1
+    held: tuple[int, ...] = (0,)
+
+    def indices(self, size: int) -> list[int]:
+        """Those of an axis of `size`, which `count` divides."""
+        each = size // self.count
+        return [part * each + offset for part in self.held for offset in range(each)]
+
+
+WHOLE = Part()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
     """Which positions of the global order are in which place of a batch.
 
     Attributes:
         num_experts: E.
         batch_size: B, per expert, over all processes.
-        process_index, process_count: which equal part of B is ours.
-        expert_index, expert_count: which equal part of the experts is ours.
+        expert_part: which of the experts are ours.
+        image_part: which of each one's B images.
     """
 
     num_experts: int
     batch_size: int
-    process_index: int = 0
-    process_count: int = 1
-    expert_index: int = 0
-    expert_count: int = 1
+    expert_part: Part = WHOLE
+    image_part: Part = WHOLE
 
     def __post_init__(self) -> None:
         if self.num_experts < 1 or self.batch_size < 1:
             raise LoaderError(f"need at least one expert and image, got {self.num_experts} and {self.batch_size}")
-        if self.batch_size % self.process_count:
-            raise LoaderError(f"batch_size {self.batch_size} is not a multiple of the {self.process_count} processes")
+        for what, size, part in (
+            ("batch_size", self.batch_size, self.image_part),
+            ("num_experts", self.num_experts, self.expert_part),
+        ):
+            if size % part.count:
+                raise LoaderError(f"{what} {size} is not a multiple of the {part.count} parts it is divided into")
 
     @property
     def images(self) -> int:
@@ -51,14 +74,13 @@ class Layout:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(E / expert_count, B / process_count): the leading axes of our arrays."""
-        return self.num_experts // self.expert_count, self.batch_size // self.process_count
+        """(e, b): our experts and images of each, the leading axes of our arrays."""
+        return len(self.expert_part.indices(self.num_experts)), len(self.image_part.indices(self.batch_size))
 
     def positions(self, start: int) -> list[int]:
         """Ours in the batch at `start`, expert by expert."""
-        experts, rows = self.shape
-        first = start + self.expert_index * experts * self.batch_size + self.process_index * rows
-        return [first + e * self.batch_size + b for e in range(experts) for b in range(rows)]
+        rows = self.image_part.indices(self.batch_size)
+        return [start + e * self.batch_size + b for e in self.expert_part.indices(self.num_experts) for b in rows]
 
 
 class RecordAssembler:
@@ -119,10 +141,9 @@ class SyntheticAssembler:
 
     def __call__(self, start: int) -> tuple[Batch, list[str]]:
         """The arrays [E, b, ...] at position `start` and their captions, expert by expert."""
-        part = self.layout.expert_index * self.layout.process_count + self.layout.process_index
-        rng = np.random.default_rng((self.seed, start, part))
-        shapes = self.sizes.shapes().items()
-        lead = self.layout.shape
-        batch = {name: rng.integers(256, size=(*lead, *shape), dtype=np.uint8) for name, shape in shapes}
-        rows = self.layout.shape[0] * self.layout.shape[1]
-        return batch, [f"picture number {number}" for number in rng.integers(1000, size=rows)]
+        draws = [np.random.default_rng((self.seed, position)) for position in self.layout.positions(start)]
+        batch = {}
+        for name, shape in self.sizes.shapes().items():
+            rows = np.stack([rng.integers(256, size=shape, dtype=np.uint8) for rng in draws])
+            batch[name] = rows.reshape(*self.layout.shape, *shape)
+        return batch, [f"picture number {rng.integers(1000)}" for rng in draws]

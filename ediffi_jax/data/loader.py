@@ -6,8 +6,8 @@
 The *position* is the number of images of the global order already consumed: an endless sequence of
 epochs, each a fresh permutation of all records (Grain's shuffle, random access, nothing stored). The
 batch at position p with E experts of B images takes positions p .. p + E·B - 1, expert by expert;
-process i of P takes the i-th of P equal parts of each expert's B. So neither the number of
-processes, nor of workers, nor where a run was interrupted changes which image is seen when.
+a process makes the part of it that its devices hold. So neither the number of processes, nor of
+workers, nor where a run was interrupted changes which image is seen when.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import grain.python as grain
 import numpy as np
 from absl import flags
 
-from ediffi_jax.data.batches import Batch, Layout, RecordAssembler, SyntheticAssembler
+from ediffi_jax.data.batches import WHOLE, Batch, Layout, Part, RecordAssembler, SyntheticAssembler
 from ediffi_jax.data.config import DataConfig
 from ediffi_jax.data.embeddings import open_reader
 from ediffi_jax.data.views import LoaderError
 
-__all__ = ["DataConfig", "Layout", "Loader", "LoaderError", "make_loader"]
+__all__ = ["DataConfig", "Layout", "Loader", "LoaderError", "Part", "make_loader"]
 
 TOKEN_KEYS = ("t5_ids", "t5_mask", "clip_ids", "clip_mask")
 ENDLESS = 2**40  # batches; Grain wants a length
@@ -125,10 +125,8 @@ def make_loader(
     num_experts: int,
     batch_size: int,
     tokenizer: Tokenizer | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-    expert_index: int = 0,
-    expert_count: int = 1,
+    expert_part: Part = WHOLE,
+    image_part: Part = WHOLE,
     prepare: bool = True,
 ) -> Loader:
     """The loader of a run.
@@ -141,12 +139,12 @@ def make_loader(
         num_experts: E.
         batch_size: B, per expert and over all processes.
         tokenizer: the run's encoders; without it there are no token keys.
-        process_index, process_count: this process's part of each expert's images.
-        expert_index, expert_count: its part of the experts, where a process has only some.
+        expert_part: this process's experts, where it has only some.
+        image_part: its part of each one's images.
         prepare: whether scenes that are missing are written first, which only one process may do.
 
     Returns:
-        A `Loader` whose batches have the keys (b = B / process_count; E here is our experts alone)
+        A `Loader` whose batches have the keys (E and b here are our experts and images alone)
             image        uint8 [E, b, H, W, 3]
             low_res      uint8 [E, b, h, w, 3], if there is a low_resolution
             clip_pixels  uint8 [E, b, S, S, 3], if there is a clip_resolution
@@ -164,10 +162,8 @@ def make_loader(
     layout = Layout(
         num_experts=num_experts,
         batch_size=batch_size,
-        process_index=process_index,
-        process_count=process_count,
-        expert_index=expert_index,
-        expert_count=expert_count,
+        expert_part=expert_part,
+        image_part=image_part,
     )
     if config.captions < 0:
         raise LoaderError(f"data.captions is {config.captions}; expected a number of phrasings, 0 for no end of them")

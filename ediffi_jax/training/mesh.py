@@ -7,7 +7,6 @@ are laid over `expert` and (`data`, `fsdp`). The compiler derives every collecti
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool
 
+from ediffi_jax.data.batches import Part
 from ediffi_jax.training.errors import TrainingError
+from ediffi_jax.training.slices import arrange
 
 AXES = ("expert", "data", "fsdp")
 # First match wins. "replicate" keeps a leaf whole on each device of an expert's group; "largest" cuts its
@@ -41,7 +42,7 @@ def make_mesh(sizes: Mapping[str, int], num_experts: int, devices: Sequence[jax.
         devices: default all devices of all processes.
 
     Raises:
-        TrainingError: sizes that do not fit the devices or the experts, with those that do.
+        TrainingError: sizes that do not fit the devices, their slices or the experts, with those that do.
     """
     devices = list(jax.devices() if devices is None else devices)
     count = len(devices)
@@ -66,7 +67,7 @@ def make_mesh(sizes: Mapping[str, int], num_experts: int, devices: Sequence[jax.
             f"mesh of expert={expert} x data={data} x fsdp={fsdp} does not use {count} devices;"
             f" data x fsdp must be {group}: each one of {', '.join(map(str, divisors))}"
         )
-    return jax.make_mesh((expert, data, fsdp), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return Mesh(arrange(devices, (expert, data, fsdp)), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def leaf_spec(path: str, shape: Sequence[int], fsdp: int) -> P:
@@ -113,46 +114,30 @@ def check_batch_size(mesh: Mesh, batch_size: int) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LocalPart:
-    """Which part of every batch [E, B, ...] the devices of a process hold.
+def local_part(mesh: Mesh) -> tuple[Part, Part]:
+    """The part of every batch [E, B, ...] that this process's devices hold: of the experts, and of each one's images.
 
-    Attributes:
-        expert_index, expert_count: which equal part of the experts.
-        process_index, process_count: which equal part of each one's B images.
+    Raises:
+        TrainingError: they do not hold the same images of each of their experts.
     """
-
-    expert_index: int
-    expert_count: int
-    process_index: int
-    process_count: int
-
-
-def local_part(mesh: Mesh) -> LocalPart:
-    """This process's part. Raises TrainingError if its devices are no block of the mesh."""
     own = np.array([device.process_index == jax.process_index() for device in mesh.devices.flat])
     try:
         return part_of(own.reshape(mesh.shape["expert"], -1))
     except ValueError as error:
         sizes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
         raise TrainingError(
-            f"the devices of process {jax.process_index()} are no block of the mesh {sizes};"
+            f"the devices of process {jax.process_index()} are no grid of the mesh {sizes};"
             f" expected sizes that give each of the {jax.process_count()} processes whole experts, or parts of one"
         ) from error
 
 
-def part_of(own: Bool[np.ndarray, "experts rows"]) -> LocalPart:
-    """The part that some devices hold, True in `own`. Raises ValueError if they are not one of equal blocks."""
-    places = []
-    for axis in (0, 1):
-        held = np.flatnonzero(own.any(axis=1 - axis))
-        index, within = divmod(held[0], len(held))
-        if within or own.shape[axis] % len(held) or held[-1] - held[0] + 1 != len(held):
-            raise ValueError(f"{held} of axis {axis}")
-        places += [int(index), own.shape[axis] // len(held)]
-    if own.size != own.sum() * places[1] * places[3]:
-        raise ValueError("holes")
-    return LocalPart(expert_index=places[0], expert_count=places[1], process_index=places[2], process_count=places[3])
+def part_of(own: Bool[np.ndarray, "experts rows"]) -> tuple[Part, Part]:
+    """The part that some devices hold, True in `own`. Raises ValueError unless they are some experts x some rows."""
+    experts, rows = own.any(axis=1), own.any(axis=0)
+    if not np.array_equal(own, np.outer(experts, rows)):
+        raise ValueError("no grid")
+    parts = [Part(count=len(axis), held=tuple(np.flatnonzero(axis).tolist())) for axis in (experts, rows)]
+    return parts[0], parts[1]
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

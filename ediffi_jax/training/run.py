@@ -19,6 +19,7 @@ from ediffi_jax import models, release
 from ediffi_jax.compilation import compute_dtype
 from ediffi_jax.conditioning import DropRates
 from ediffi_jax.data import loader
+from ediffi_jax.data.batches import Part
 from ediffi_jax.errors import nearest
 from ediffi_jax.noise import LogNormal
 from ediffi_jax.training import checkpoint
@@ -93,9 +94,10 @@ class Run:
 
     def batches(self, phase: Phase, start: int) -> Iterator[dict[str, np.ndarray]]:
         """Training batches from position `start` of the global data order: the part of [E, B, ...] that is ours."""
-        part = dataclasses.asdict(local_part(self.mesh(phase)))
+        expert_part, image_part = local_part(self.mesh(phase))
+        parts = {"expert_part": expert_part, "image_part": image_part}
         common = {"split": "train", "num_experts": phase.num_experts, "start": start}
-        return make_batches(self.config, self.objective.encoders, **common, **part)
+        return make_batches(self.config, self.objective.encoders, **common, **parts)
 
     def position(self, **changes: Any) -> Position:
         """The beginning of the run, with `changes`."""
@@ -158,9 +160,9 @@ def make_batches(
     split: str,
     num_experts: int,
     start: int,
-    **part: int,
+    **parts: Part,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of a split from a position of its order: whole ones, or the `part` that `mesh.LocalPart` names."""
+    """Batches of a split from a position of its order: whole ones, or the `parts` that `mesh.local_part` gives."""
     return loader.make_loader(
         config.data,
         split=split,
@@ -169,7 +171,7 @@ def make_batches(
         batch_size=config.batch_size,
         tokenizer=None if isinstance(frozen, Unconditional) else frozen,
         prepare=jax.process_count() == 1,
-        **part,
+        **parts,
     ).iterate(start)
 
 
