@@ -124,6 +124,7 @@ def make_plan(
     *,
     phase: int = 0,
     embeddings: str = "live",
+    effort: str = "quick",
 ) -> Plan:
     """Compiles a phase's step for a topology.
 
@@ -133,6 +134,7 @@ def make_plan(
         mesh: sizes of the axes; default the config's.
         phase: which of the config's.
         embeddings: as in `program.train_program`.
+        effort: as in `measuring.measure`.
 
     Raises:
         UserError: what does not fit together, in one line.
@@ -144,7 +146,7 @@ def make_plan(
     laid = make_mesh(topology, **mesh_sizes(sizes, chosen.num_experts, topology))
     program = train_program(config, chosen, laid, embeddings)
     flops = model_flops(config, chosen, laid, embeddings)
-    measured = measure(program, topology.chip, flops)
+    measured = measure(program, topology.chip, flops, effort)
     return Plan(
         topology=topology, program=program, measured=measured, roofline=roofline(measured, topology),
         steps=chosen.steps, embeddings=embeddings, remat=bool(config.model.get("remat", False)),
