@@ -93,7 +93,10 @@ def null_like(cond: Conditioning) -> Conditioning:
     return jax.tree.map(jnp.zeros_like, cond)
 
 
-def _keep(cond: Conditioning, kept: dict[str, Bool[Array, "b"]]) -> Conditioning:
+Kept = dict[str, Bool[Array, "b"]]  # by encoder: which samples keep it
+
+
+def keep(cond: Conditioning, kept: Kept) -> Conditioning:
     """Zeros and False masks wherever `kept[encoder]` is False; `where`, so that a NaN is dropped too."""
 
     def per_sample(name: str, leaf: Array) -> Array:
@@ -110,6 +113,15 @@ def _keep(cond: Conditioning, kept: dict[str, Bool[Array, "b"]]) -> Conditioning
     )
 
 
+def draw_kept(key: Array, batch: int, rates: DropRates, needs_image: Bool[Array, "b"] | None = None) -> Kept:
+    """Which encoders each of `batch` samples keeps: one independent draw an encoder and sample; see `drop`."""
+    keys = jax.random.split(key, len(ENCODERS))
+    kept = {name: jax.random.uniform(keys[i], (batch,)) >= getattr(rates, name) for i, name in enumerate(ENCODERS)}
+    if needs_image is not None:
+        kept["clip_image"] |= needs_image
+    return kept
+
+
 def drop(
     key: Array,
     cond: Conditioning,
@@ -124,12 +136,7 @@ def drop(
         rates: probabilities, Python floats or traced scalars; 0 keeps all, 1 drops all.
         needs_image: samples whose caption leaves to the image what only it tells; they always keep it.
     """
-    batch = cond.clip_image_mask.shape[0]
-    keys = jax.random.split(key, len(ENCODERS))
-    kept = {name: jax.random.uniform(keys[i], (batch,)) >= getattr(rates, name) for i, name in enumerate(ENCODERS)}
-    if needs_image is not None:
-        kept["clip_image"] |= needs_image
-    return _keep(cond, kept)
+    return keep(cond, draw_kept(key, cond.clip_image_mask.shape[0], rates, needs_image))
 
 
 def select(cond: Conditioning, encoders: Collection[str]) -> Conditioning:
@@ -143,4 +150,4 @@ def select(cond: Conditioning, encoders: Collection[str]) -> Conditioning:
         if name not in ENCODERS:
             raise ConditioningError(f"no encoder is called {name!r}{nearest(name, ENCODERS)}")
     batch = cond.clip_image_mask.shape[0]
-    return _keep(cond, {name: jnp.full((batch,), name in names) for name in ENCODERS})
+    return keep(cond, {name: jnp.full((batch,), name in names) for name in ENCODERS})

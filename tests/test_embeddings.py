@@ -202,9 +202,9 @@ def test_losses_and_gradients_are_those_of_live_encoding(config, live, stored) -
     @jax.jit
     def value_and_gradient(params, encoder_params, rows, key):
         def loss(params):
-            cond = objective.conditioning(encoder_params, rows, key)  # with its drops
-            losses = objective.losses(params, rows, cond, sigma, 0.0, jnp.inf, jax.random.key(2), train=True)
-            return losses.mean()
+            cond = objective.conditioning(encoder_params, rows, objective.draw_kept(rows, key))  # with its drops
+            noises = objective.draw_noises(rows, jax.random.key(2))
+            return objective.losses(params, rows, cond, sigma, 0.0, jnp.inf, *noises).mean()
 
         value, grads = jax.value_and_grad(loss)(params)
         return value, jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(grads)])

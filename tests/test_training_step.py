@@ -18,10 +18,10 @@ from ediffi_jax.denoiser import precondition
 from ediffi_jax.experts import Ensemble
 from ediffi_jax.noise import LogNormal
 from ediffi_jax.training import state as train_state
-from ediffi_jax.training.mesh import make_mesh, put_batch, state_shardings
+from ediffi_jax.training.mesh import make_mesh, put_batch, put_batches, state_shardings
 from ediffi_jax.training.schedule import Phase
 from ediffi_jax.training.state import TrainState
-from ediffi_jax.training.step import expert_ranges, make_train_step
+from ediffi_jax.training.step import expert_ranges, make_train_step, make_train_steps
 
 CUTS = (0.25, 0.75)
 THREE = Phase(steps=10, cuts=CUTS)
@@ -32,18 +32,18 @@ def one_device():
 
 
 @functools.cache  # a program is compiled once for all tests
-def compiled_step(phase: Phase, mesh: Mesh, channels: int):
-    objective = make_objective(Net(channels=channels))
-    return make_train_step(objective=objective, optimizer=make_adamw(), ema=EMA, phase=phase, mesh=mesh, seed=7)
+def compiled_step(phase: Phase, mesh: Mesh, channels: int, accumulate: int = 1):
+    fields = {"objective": make_objective(Net(channels=channels)), "optimizer": make_adamw(), "ema": EMA}
+    return make_train_step(**fields, phase=phase, mesh=mesh, seed=7, accumulate=accumulate)
 
 
-def run(phase: Phase, state: TrainState, batch: dict, mesh: Mesh | None = None, channels: int = 16, steps: int = 2):
+def run(phase: Phase, state: TrainState, batch: dict, mesh: Mesh | None = None, channels=16, accumulate=1):
     mesh = mesh or one_device()
-    step = compiled_step(phase, mesh, channels)
+    step = compiled_step(phase, mesh, channels, accumulate)
     state = jax.device_put(jax.tree.map(np.array, state), state_shardings(mesh, state))
     on_mesh = put_batch(batch, mesh)
     with jax.transfer_guard("disallow"):  # nothing but the batch moves between host and device
-        for _ in range(steps):
+        for _ in range(2):
             state, metrics = step(state, on_mesh, {})
     return jax.device_get(state), jax.device_get(metrics)
 
@@ -86,6 +86,35 @@ def test_a_sick_expert_leaves_the_others_alone(three) -> None:
     assert np.isnan(metrics["loss"][0])
     assert np.isfinite(metrics["loss"][1:]).all()
     assert same(experts.branch(result.params, (1, 2)), experts.branch(after.params, (1, 2)))
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_is_the_same_step(three, parts: int) -> None:
+    state, batch, after, metrics = three
+    in_parts, their_metrics = run(THREE, state, batch, accumulate=parts)
+    for name in ("params", "ema", "opt_state"):
+        pairs = zip(*(jax.tree.leaves(getattr(x, name)) for x in (in_parts, after)), strict=True)
+        for x, y in pairs:
+            np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-6)
+    np.testing.assert_allclose(their_metrics["loss"], metrics["loss"], rtol=1e-5)
+
+
+def test_several_steps_a_call_are_the_same_steps(three) -> None:
+    state, _, _, _ = three
+    batches = [make_batch(3, seed=seed) for seed in range(4)]
+    mesh = one_device()
+    step = compiled_step(THREE, mesh, 16)
+    one_by_one, losses = jax.device_put(jax.tree.map(np.array, state), state_shardings(mesh, state)), []
+    for batch in batches:
+        one_by_one, metrics = step(one_by_one, put_batch(batch, mesh), {})
+        losses.append(metrics["loss"])
+    at_once = jax.device_put(jax.tree.map(np.array, state), state_shardings(mesh, state))
+    at_once, metrics = make_train_steps(step, mesh)(at_once, put_batches(batches, mesh), {})
+    assert metrics["loss"].shape == (4, 3)
+    np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-5)
+    assert int(at_once.step) == 4
+    for x, y in zip(jax.tree.leaves(at_once.params), jax.tree.leaves(one_by_one.params), strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-6)
 
 
 def test_each_expert_is_clipped_by_its_own_norm() -> None:
@@ -170,8 +199,8 @@ def test_loss_of_a_network_at_birth_is_the_closed_form() -> None:
     params = objective.init(jax.random.key(0), batch)
     sigma = np.exp(np.linspace(-4, 3, 8)).astype(np.float32)
     key = jax.random.key(3)
-    cond = objective.conditioning({}, batch, key)
-    losses = objective.losses(params, batch, cond, jnp.asarray(sigma), 0.1, 5.0, key, train=True)
+    cond = objective.conditioning({}, batch, objective.draw_kept(batch, key))
+    losses = objective.losses(params, batch, cond, jnp.asarray(sigma), 0.1, 5.0, *objective.draw_noises(batch, key))
     x0 = batch["image"].astype(np.float64) / 127.5 - 1
     eps = np.asarray(jax.random.normal(jax.random.split(key, 4)[0], x0.shape), np.float64)
     s = sigma.astype(np.float64)[:, None, None, None]
@@ -187,10 +216,13 @@ def test_super_resolution_sees_a_noised_low_resolution_picture() -> None:
     batch["low_res"] = batch["image"][:, ::2, ::2]
     params = objective.init(jax.random.key(0), batch)
     assert params["first"]["kernel"].shape[2] == 6
-    cond = objective.conditioning({}, batch, jax.random.key(0))
-    args = (params, batch, cond, jnp.ones((8,)), 0.0, jnp.inf, jax.random.key(1), True)
+    cond = objective.conditioning({}, batch, objective.draw_kept(batch, jax.random.key(0)))
     clean = dataclasses.replace(objective, max_level=0.0)
-    assert not np.allclose(objective.losses(*args), clean.losses(*args))
+    noised, unnoised = (
+        made.losses(params, batch, cond, jnp.ones((8,)), 0.0, jnp.inf, *made.draw_noises(batch, jax.random.key(1)))
+        for made in (objective, clean)
+    )
+    assert not np.allclose(noised, unnoised)
 
 
 def test_ranges_are_the_ensembles_own_edges() -> None:

@@ -94,7 +94,7 @@ def train_program(config: ConfigDict, phase: Phase, mesh: Mesh, embeddings: str 
     Raises:
         UserError: what does not fit.
     """
-    check_batch_size(mesh, config.batch_size)
+    check_batch_size(mesh, config.batch_size, config.accumulate)
     encoders = planned_encoders(config.encoders) if config.encoders else Unconditional()
     objective = make_objective(config, encoders, mesh)
     optimizer = make_optimizer(config.optimizer, 1)
@@ -104,8 +104,9 @@ def train_program(config: ConfigDict, phase: Phase, mesh: Mesh, embeddings: str 
     live = isinstance(encoders, Encoders) and embeddings == "live"
     return TrainProgram(
         step=make_train_step(
-            objective=objective, optimizer=optimizer, ema=config.ema, phase=phase, mesh=mesh, seed=config.seed
-        ),
+            objective=objective, optimizer=optimizer, ema=config.ema, phase=phase, mesh=mesh, seed=config.seed,
+            accumulate=config.accumulate,
+        ),  # fmt: skip
         state=_placed(state, state_shardings(mesh, state)),
         batch={name: _struct(leaf, placed) for name, leaf in batch.items()},
         frozen=_placed(encoders.params, param_shardings(mesh, encoders.params, weight_axes(mesh))) if live else {},

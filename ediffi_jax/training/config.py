@@ -41,6 +41,7 @@ DEFAULTS: dict[str, Any] = {
         "embeddings": "",  # folder of launch.encode; "" encodes in each step
     },
     "batch_size": 64,
+    "accumulate": 1,  # parts a batch is worked off in: only one part's activations are in memory
     "phases": ({"steps": 1000, "cuts": (), "parents": ()},),
     "optimizer": {
         "name": "adamw",
@@ -107,6 +108,7 @@ def validate(config: ConfigDict) -> tuple[Phase, ...]:
     for key in ("clip_text", "t5", "clip_image"):
         _expect(config, f"conditioning.{key}", lambda rate: 0 <= rate <= 1, "a probability from 0 to 1")
     _expect(config, "batch_size", lambda n: n >= 1, "1 or more")
+    _expect(config, "accumulate", lambda n: n >= 1, "a number of parts, 1 or more")
     _expect(config, "noise.std", lambda x: x > 0, "more than 0")
     _expect(config, "sigma_data", lambda x: x > 0, "more than 0")
     _expect(config, "ema.decay", lambda x: 0 <= x < 1, "0 or more and less than 1")

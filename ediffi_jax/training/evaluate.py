@@ -56,7 +56,8 @@ def make_quantile_loss(
         part = (bins + jax.random.uniform(uniform_key, bins.shape)) / BINS
         sigma = objective.noise.quantile(own.interval.low + (own.interval.high - own.interval.low) * part)
         cond = conditioning.select(encode_batch(objective.encoders, gathered(mesh, frozen), batch), TEXT)
-        return objective.losses(params, batch, cond, sigma, 0.0, jnp.inf, loss_key, train=False)
+        noises, _ = objective.draw_noises(batch, loss_key)
+        return objective.losses(params, batch, cond, sigma, 0.0, jnp.inf, noises)
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))  # every process reads them
     def losses(ema: PyTree, batch: Mapping, bins: Array, key: Array, frozen: PyTree) -> Array:

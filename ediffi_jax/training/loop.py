@@ -114,7 +114,9 @@ class PhaseLoop:
         self.frozen = run.encoder_params(self.mesh)
         self.profile = Profile(run.workdir, profile_steps(run.config.profile))
         common = {"objective": run.objective, "phase": self.phase, "mesh": self.mesh, "seed": run.config.seed}
-        self.train_step = make_train_step(optimizer=run.optimizer, ema=run.config.ema, **common)
+        self.train_step = make_train_step(
+            optimizer=run.optimizer, ema=run.config.ema, accumulate=run.config.accumulate, **common
+        )
         self.quantile_loss = make_quantile_loss(batches=run.held_out[: run.config.eval_batches], **common)
         self.preview = make_preview(run.config, run.objective, self.phase, self.mesh, run.held_out[0])
 

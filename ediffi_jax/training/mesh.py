@@ -98,18 +98,24 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P("expert", ("data", "fsdp")))
 
 
+def batches_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of every array [n, E, B, ...] of n batches."""
+    return NamedSharding(mesh, P(None, "expert", ("data", "fsdp")))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Whole on every device."""
     return NamedSharding(mesh, P())
 
 
-def check_batch_size(mesh: Mesh, batch_size: int) -> None:
-    """Raises TrainingError if the devices of one expert do not divide its batch."""
-    group = mesh.shape["data"] * mesh.shape["fsdp"]
+def check_batch_size(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
+    """Raises TrainingError if the devices of one expert do not divide each of the `accumulate` parts of its batch."""
+    group = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
     if batch_size <= 0 or batch_size % group:
+        parts = f" x accumulate={accumulate}" * (accumulate > 1)
         raise TrainingError(
-            f"batch_size={batch_size} (per expert) is not a multiple of the {group} devices of an expert"
-            f" (data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}); next fitting:"
+            f"batch_size={batch_size} (per expert) is not a multiple of {group}: the devices of an expert"
+            f" (data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}){parts}; next fitting:"
             f" {max(1, math.ceil(batch_size / group)) * group}"
         )
 
@@ -146,6 +152,15 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     if jax.process_count() == 1:
         return jax.device_put(dict(batch), sharding)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def put_batches(batches: Sequence[Mapping[str, np.ndarray]], mesh: Mesh) -> dict[str, jax.Array]:
+    """Moves several host batches at once, as arrays [n, E, B, ...]."""
+    sharding = batches_sharding(mesh)
+    stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+    if jax.process_count() == 1:
+        return jax.device_put(stacked, sharding)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in stacked.items()}
 
 
 def put_whole(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

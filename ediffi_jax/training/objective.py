@@ -12,17 +12,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from ediffi_jax import conditioning
-from ediffi_jax.conditioning import Conditioning, DropRates
+from ediffi_jax.conditioning import Conditioning, DropRates, Kept
 from ediffi_jax.data.embedding_rows import to_conditioning
 from ediffi_jax.denoiser import interval_loss, precondition
-from ediffi_jax.encoders import Encoders, Tokens
+from ediffi_jax.encoders import Tokens
 from ediffi_jax.noise import LogNormal
+from ediffi_jax.training.frozen import FrozenEncoders
 from ediffi_jax.training.unconditional import Unconditional
 
 Batch = Mapping[str, Array]
@@ -34,7 +36,7 @@ def to_unit(pixels: Array) -> Float[Array, "*shape"]:
     return pixels.astype(jnp.float32) / 127.5 - 1.0
 
 
-def encode_batch(encoders: Encoders | Unconditional, encoder_params: PyTree, batch: Batch) -> Conditioning:
+def encode_batch(encoders: FrozenEncoders, encoder_params: PyTree, batch: Batch) -> Conditioning:
     """Captions and pictures of one batch [B, ...] through the frozen encoders, or as prepared ahead."""
     if isinstance(encoders, Unconditional):
         return encoders.null(batch["image"].shape[0])
@@ -43,6 +45,20 @@ def encode_batch(encoders: Encoders | Unconditional, encoder_params: PyTree, bat
     tokens = Tokens(**{name: batch[name] for name in TOKENS}) if "t5_ids" in batch else None
     pixels = batch["clip_pixels"].astype(jnp.float32) / 255.0 if "clip_pixels" in batch else None
     return jax.lax.stop_gradient(encoders.apply(encoder_params, tokens, pixels))
+
+
+@flax.struct.dataclass
+class Noises:
+    """What a batch is noised with, a row a sample: the same whatever part of the batch is worked off at a time.
+
+    Attributes:
+        image: standard normal, like the pictures.
+        low_res, level: of the low-resolution pictures: standard normal, and how much of it; None without them.
+    """
+
+    image: Float[Array, "b h w c"]
+    low_res: Float[Array, "b h w c"] | None = None
+    level: Float[Array, "b"] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,16 +75,30 @@ class Objective:
     """
 
     network: nn.Module
-    encoders: Encoders | Unconditional
+    encoders: FrozenEncoders
     noise: LogNormal
     sigma_data: float
     drop: DropRates
     max_level: float
 
-    def conditioning(self, encoder_params: PyTree, batch: Batch, key: Array) -> Conditioning:
-        """Conditioning as in training: encoded, then each encoder dropped on its own per sample."""
-        cond = encode_batch(self.encoders, encoder_params, batch)
-        return conditioning.drop(key, cond, self.drop, batch.get("needs_image"))
+    def draw_kept(self, batch: Batch, key: Array) -> Kept:
+        """Which encoders each sample keeps in training."""
+        return conditioning.draw_kept(key, batch["image"].shape[0], self.drop, batch.get("needs_image"))
+
+    def conditioning(self, encoder_params: PyTree, batch: Batch, kept: Kept) -> Conditioning:
+        """Conditioning as in training: encoded, then of each sample what it keeps."""
+        return conditioning.keep(encode_batch(self.encoders, encoder_params, batch), kept)
+
+    def draw_noises(self, batch: Batch, key: Array) -> tuple[Noises, Array]:
+        """The noises of a batch, and the key of its dropout."""
+        noise_key, level_key, augment_key, dropout_key = jax.random.split(key, 4)
+        shape = batch["image"].shape
+        image = jax.random.normal(noise_key, shape)
+        if "low_res" not in batch:
+            return Noises(image=image), dropout_key
+        level = self.max_level * jax.random.uniform(level_key, shape[:1])
+        low_res = jax.random.normal(augment_key, batch["low_res"].shape)
+        return Noises(image=image, low_res=low_res, level=level), dropout_key
 
     def losses(
         self,
@@ -78,8 +108,8 @@ class Objective:
         sigma: Float[Array, "b"],
         low_sigma: Array,
         high_sigma: Array,
-        key: Array,
-        train: bool,
+        noises: Noises,
+        dropout_key: Array | None = None,
     ) -> Float[Array, "b"]:
         """Weighted squared error of each sample, exactly 0 where sigma is outside [low_sigma, high_sigma).
 
@@ -90,25 +120,23 @@ class Objective:
             sigma: noise levels.
             low_sigma: lower edge of the expert's interval, a scalar.
             high_sigma: upper edge.
-            key: of the noise, the augmentation and the dropout.
-            train: whether dropout layers are on.
+            noises: see `draw_noises`.
+            dropout_key: turns the dropout layers on.
         """
-        noise_key, level_key, augment_key, dropout_key = jax.random.split(key, 4)
-        images = to_unit(batch["image"])
         extra: dict[str, Array] = {}
-        if "low_res" in batch:
-            low_res = to_unit(batch["low_res"])
-            level = self.max_level * jax.random.uniform(level_key, (images.shape[0],))
-            low_res += level[:, None, None, None] * jax.random.normal(augment_key, low_res.shape)
-            extra = {"low_res": low_res, "aug_level": level}
+        if noises.level is not None:
+            low_res = to_unit(batch["low_res"]) + noises.level[:, None, None, None] * noises.low_res
+            extra = {"low_res": low_res, "aug_level": noises.level}
+        train = dropout_key is not None
 
         def network(x_in: Array, c_noise: Array) -> Array:
-            rngs = {"dropout": dropout_key}
+            rngs = {"dropout": dropout_key} if train else None
             return self.network.apply({"params": params}, x_in, c_noise, cond, train=train, rngs=rngs, **extra)
 
         denoise = precondition(network, self.sigma_data)
-        noise = jax.random.normal(noise_key, images.shape)
-        return interval_loss(denoise, images, noise, sigma, low_sigma, high_sigma, self.sigma_data)
+        return interval_loss(
+            denoise, to_unit(batch["image"]), noises.image, sigma, low_sigma, high_sigma, self.sigma_data
+        )
 
     def init(self, key: Array, batch: Batch) -> PyTree:
         """Fresh parameters of one expert, for batches shaped like `batch` [B, ...] (one sample is used)."""

@@ -85,7 +85,7 @@ class Run:
     def mesh(self, phase: Phase) -> Mesh:
         """The devices as one phase uses them. Raises TrainingError if they do not fit."""
         mesh = make_mesh(self.config.mesh, phase.num_experts)
-        check_batch_size(mesh, self.config.batch_size)
+        check_batch_size(mesh, self.config.batch_size, self.config.accumulate)
         return mesh
 
     def encoder_params(self, mesh: Mesh) -> PyTree:
