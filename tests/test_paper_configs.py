@@ -1,6 +1,6 @@
 """The paper's models as recipes: what they resolve to, how large they are, their schedules, and that they train.
 
-    python -m tests.test_paper_configs      writes the resolved recipes anew, in the project's root; review the diff
+    PYTHONPATH=. python tests/test_paper_configs.py      writes the resolved recipes anew, in the project's root; review the diff
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def test_a_recipe_resolves_to_what_was_reviewed(recipe: str) -> None:
         for key in sorted(golden[words].keys() | now[words].keys())
         if golden[words].get(key, absent) != now[words].get(key, absent)
     ]
-    hint = "\nif that is meant: python -m tests.test_paper_configs, and review the diff of tests/fixtures/paper_configs"
+    hint = "\nif that is meant: PYTHONPATH=. python tests/test_paper_configs.py, and review the diff of tests/fixtures/paper_configs"
     assert not differences, "\n".join(differences) + hint
 
 
