@@ -236,3 +236,22 @@ def test_what_is_there_but_damaged_is_not_passed_over(prepared, tmp_path) -> Non
     wrong.data.embeddings = str(tmp_path)
     with pytest.raises(UserError, match="no embeddings in"):
         open_encoders(wrong)
+
+
+def test_a_run_in_bfloat16_holds_its_encoders_in_bfloat16() -> None:
+    config = small_config()
+    config.encoders = "scenes"
+    mesh = make_mesh({"data": 1}, 1, jax.devices()[:1])
+    held = {}
+    for config.compute_dtype in ("float32", "bfloat16"):
+        encoder = open_encoders(config)
+        params = encoder_params(config, mesh)
+        tokens = encoder.tokenize(TEXTS)
+        pixels = np.tile(batch()["clip_pixels"][0].astype(np.float32) / 255, (2, 1, 1, 1))
+        held[config.compute_dtype] = per_device(params), jax.jit(encoder.apply)(params, tokens, pixels)
+    (whole_bytes, exact), (half_bytes, rounded) = held["float32"], held["bfloat16"]
+    assert half_bytes < 0.65 * whole_bytes  # norms, biases and T5's W_2 stay float32
+    for name in ("t5", "clip_text", "clip_pooled", "clip_image"):
+        x, y = (np.asarray(getattr(found, name), np.float64) for found in (exact, rounded))
+        error = np.linalg.norm(x - y) / np.linalg.norm(x)
+        assert 1e-5 < error < 0.03, (name, error)

@@ -1,6 +1,6 @@
 """The paper's models as recipes: what they resolve to, how large they are, their schedules, and that they train.
 
-    PYTHONPATH=. python tests/test_paper_configs.py      writes the resolved recipes anew, in the project's root; review the diff
+    PYTHONPATH=. python tests/test_paper_configs.py      writes the resolved recipes anew; review the diff
 """
 
 from __future__ import annotations

@@ -166,11 +166,11 @@ def test_the_papers_encoders_have_the_papers_sizes() -> None:
 
 
 def test_encoders_that_are_here_are_planned_with_their_own_shapes() -> None:
-    loaded, planned = encoders.load(encoders.bundled("scenes")), planned_encoders("scenes")
+    loaded, planned = encoders.load(encoders.bundled("scenes")), planned_encoders("scenes", "float32")
     assert planned.spec == loaded.spec
     held, shapes = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), made.params) for made in (loaded, planned))
     assert held == shapes
-    assert planned_encoders("no/such/folder").spec == paper_encoders().spec
+    assert planned_encoders("no/such/folder", "float32").spec == paper_encoders().spec
 
 
 @pytest.mark.parametrize(

@@ -29,16 +29,16 @@ VIT_L = ClipConfig(
 )
 
 
-def planned_encoders(name: str) -> Encoders:
-    """What a config's `encoders` means, as training holds it (float32): found here, else those of the paper."""
+def planned_encoders(name: str, dtype: str) -> Encoders:
+    """What a config's `encoders` means, as training holds it: found here, else those of the paper."""
     if not is_here(name):
-        return paper_encoders(jnp.float32)
-    found = load_encoders(name, weights=False)
+        return paper_encoders(jnp.dtype(dtype))
+    found = load_encoders(name, weights=False, dtype=dtype)
     towers = {"t5": found.t5, "clip": found.clip}
     towers |= {"vision": found.vision} if found.vision is not found.clip else {}
     shapes_of = {"t5": checkpoints.t5_shapes, "clip": checkpoints.clip_shapes, "vision": checkpoints.clip_shapes}
     params = {
-        tower: _shapes(shapes_of[tower](module.config), jnp.float32)
+        tower: _shapes(shapes_of[tower](module.config), jnp.dtype(dtype))
         for tower, module in towers.items()
         if module is not None
     }

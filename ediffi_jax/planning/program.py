@@ -95,7 +95,7 @@ def train_program(config: ConfigDict, phase: Phase, mesh: Mesh, embeddings: str 
         UserError: what does not fit.
     """
     check_batch_size(mesh, config.batch_size, config.accumulate)
-    encoders = planned_encoders(config.encoders) if config.encoders else Unconditional()
+    encoders = planned_encoders(config.encoders, dtype_of(config, mesh)) if config.encoders else Unconditional()
     objective = make_objective(config, encoders, mesh)
     optimizer = make_optimizer(config.optimizer, 1)
     batch = batch_shapes(config, phase, encoders, embeddings)
@@ -116,12 +116,16 @@ def train_program(config: ConfigDict, phase: Phase, mesh: Mesh, embeddings: str 
     )
 
 
+def dtype_of(config: ConfigDict, mesh: Mesh) -> str:
+    """What a run computes in, where "auto" is what the mesh's devices are best at."""
+    fast = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+    return fast if config.compute_dtype == "auto" else config.compute_dtype
+
+
 def make_objective(config: ConfigDict, encoders: Encoders | Unconditional, mesh: Mesh) -> Objective:
     """The loss, computed in what the mesh's devices are best at."""
-    fast = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
-    dtype = fast if config.compute_dtype == "auto" else config.compute_dtype
     return Objective(
-        network=models.build({**to_json(config.model), "dtype": dtype}),
+        network=models.build({**to_json(config.model), "dtype": dtype_of(config, mesh)}),
         encoders=encoders,
         noise=LogNormal(**config.noise),
         sigma_data=config.sigma_data,

@@ -21,6 +21,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from ediffi_jax import encoders
+from ediffi_jax.compilation import compute_dtype
 from ediffi_jax.conditioning import ConditioningSpec
 from ediffi_jax.data.embeddings import Store
 from ediffi_jax.data.folders import inside
@@ -60,7 +61,7 @@ def open_encoders(config: ConfigDict) -> FrozenEncoders:
         LoaderError: embeddings that are not there.
     """
     if not config.data.embeddings or not config.encoders or is_here(config.encoders):
-        return load_encoders(config.encoders, weights=False)
+        return load_encoders(config.encoders, weights=False, dtype=compute_dtype(config.compute_dtype))
     about = Store.open(inside(config.data.embeddings, "train")).about
     if jax.process_index() == 0:
         logging.warning(
@@ -83,9 +84,11 @@ def is_here(name: str) -> bool:
 def encoder_params(config: ConfigDict, mesh: Mesh) -> PyTree:
     """The weights that steps of a run need, each tensor put from its file straight into its shards.
 
-    They are cut along `weight_axes(mesh)` and whole for each expert, so that gathering them never crosses the
+    Matrices are kept in the dtype that the run computes in: frozen, they need no more (T5-XXL in bfloat16 takes
+    half). They are cut along `weight_axes(mesh)` and whole for each expert, so that gathering them never crosses the
     `expert` axis. Empty for a run without encoders, or with embeddings.
     """
     if not config.encoders or config.data.embeddings:
         return {}
-    return load_encoders(config.encoders, mesh=mesh, axes=weight_axes(mesh)).params
+    dtype = compute_dtype(config.compute_dtype)
+    return load_encoders(config.encoders, mesh=mesh, axes=weight_axes(mesh), dtype=dtype).params
