@@ -45,7 +45,7 @@ REQUIRES = [
 EXTRAS = {
     "convert": ["torch>=2.6"],  # `launch.convert`: published .bin weights into safetensors, once
     "cuda": ["jax[cuda12]>=0.7.2"],
-    "gcp": ["gcsfs>=2024.6"],
+    "gcp": ["gcsfs>=2024.12"],
     "studio": ["gradio>=6.20"],
     "test": [
         "diffusers", "gradio>=6.20", "hypothesis", "ipython", "playwright", "pytest>=8", "pytest-timeout", "pytest-xdist",

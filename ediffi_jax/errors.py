@@ -13,6 +13,8 @@ from collections.abc import Iterable
 class UserError(Exception):
     """A mistake in what the user gave us: a flag, a config, a file, a prompt, a mask, a checkpoint."""
 
+    exit_code = 2  # of a verb that it ends
+
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The tail of an error message: the closest valid choice, if any, and all of them.

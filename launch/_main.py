@@ -13,7 +13,6 @@ from absl import flags, logging
 
 from ediffi_jax.errors import UserError, nearest
 
-USER_MISTAKE = 2
 CONFIG_PREFIX = "--config."
 
 Main = Callable[[list[str]], int | None]
@@ -42,7 +41,7 @@ def run(main: Main, argv: Sequence[str] | None = None) -> None:
         sys.exit(main(overrides) or 0)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(USER_MISTAKE)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -75,7 +75,7 @@ def test_stopped_anywhere_it_goes_on_to_the_bit(finished: Path, tmp_path: Path, 
     config = small_config()
     make = loop.make_observers
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "make_observers", lambda run, position: [*make(run, position), StopAfter(stop)])
+        patch.setattr(loop, "make_observers", lambda *args: [*make(*args), StopAfter(stop)])
         assert loop.train(config, tmp_path) == loop.RESTART
     assert checkpoint.newest(tmp_path).name == str(stop)
     assert loop.train(config_files.read_workdir(tmp_path), tmp_path) == loop.FINISHED
@@ -243,18 +243,18 @@ def test_held_out_loss_of_a_network_at_birth_is_the_closed_form() -> None:
     np.testing.assert_allclose(measured, loss.reshape(2, BINS, 50).mean(-1), rtol=0.06)
 
 
-def test_chrono_stands_still_when_paused() -> None:
+def test_speed_counts_steps_and_waiting_alone() -> None:
     now = [0.0]
     chrono = Chrono(clock=lambda: now[0])
+    for activity, seconds in (("start", 7.0), ("step", 4.0), ("data", 1.0), ("save", 1000.0), ("step", 0.0)):
+        chrono.turn(activity)
+        now[0] += seconds
     chrono.count(100)
-    now[0] += 4.0
-    with chrono.waiting():
-        now[0] += 1.0
-    with chrono.paused():
-        now[0] += 1000.0
     measured = chrono.measure()
     assert measured["images_per_s"] == pytest.approx(20.0)
     assert measured["data_wait"] == pytest.approx(0.2)
+    nothing = dict.fromkeys(("compile", "evaluate", "sample"), 0)
+    assert chrono.seconds() == {"start": 7, "data": 1, "step": 4, "save": 1000, **nothing}
     assert clock_time(3723) == "1:02:03"
 
 

@@ -27,6 +27,7 @@ from orbax.checkpoint import v1 as ocp
 
 from ediffi_jax.training.errors import CheckpointError, DamagedError
 from ediffi_jax.training.state import TrainState
+from ediffi_jax.training.storage import writing
 
 FORMAT = 1
 TEMPORARY = "orbax-checkpoint-tmp"
@@ -97,7 +98,7 @@ class Checkpoints:
 
     Attributes:
         folder: where they are.
-        last: the position last saved or restored.
+        last: the position last saved, and on disk, or restored.
     """
 
     def __init__(self, workdir: str | epath.Path, keep: int = 3) -> None:
@@ -109,6 +110,7 @@ class Checkpoints:
         self.folder = folder_of(workdir)
         self._keep = keep
         self._pending: Any = None
+        self._saving: Position | None = None
         self.last: Position | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -127,26 +129,33 @@ class Checkpoints:
         return committed_steps(self.folder)
 
     def save(self, state: TrainState, position: Position) -> None:
-        """Starts writing; returns once the arrays are copied, so the state may be donated."""
+        """Starts writing; returns once the arrays are copied, so the state may be donated.
+
+        Raises:
+            StorageError, RestartError: this save or the last could not be written.
+        """
         self.wait()
         path = self.folder / str(position.step)
-        if position.step in self.steps():
-            path = self.folder / f"{position.step}{REPLACEMENT}"
-        self.last = position
-        self._pending = ocp.save_checkpointables_async(
-            path, {"state": as_dict(state)}, overwrite=True, custom_metadata=dataclasses.asdict(position)
-        )
+        with writing(path):
+            if position.step in self.steps():
+                path = self.folder / f"{position.step}{REPLACEMENT}"
+            self._pending = ocp.save_checkpointables_async(
+                path, {"state": as_dict(state)}, overwrite=True, custom_metadata=dataclasses.asdict(position)
+            )
+        self._saving = position
 
     def wait(self) -> None:
-        """Waits until the last save is on disk, then removes the oldest beyond `keep`."""
+        """Waits until the last save is on disk, then removes the oldest beyond `keep`. Raises as `save`."""
         if self._pending is None:
             return
-        self._pending.result()
-        self._pending = None
-        if jax.process_index() == 0:
-            self._replace()
-            for step in self.steps()[: -self._keep or None]:
-                shutil.rmtree(self.folder / str(step), ignore_errors=True)
+        pending, self._pending = self._pending, None
+        with writing(self.folder / str(self._saving.step)):
+            pending.result()
+            if jax.process_index() == 0:
+                self._replace()
+                for step in self.steps()[: -self._keep or None]:
+                    shutil.rmtree(self.folder / str(step), ignore_errors=True)
+        self.last = self._saving
 
     def _replace(self) -> None:
         """Puts complete replacements in the place of what they replace."""

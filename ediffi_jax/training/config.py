@@ -18,6 +18,7 @@ from ediffi_jax.samplers import SamplerError
 from ediffi_jax.training.errors import ConfigError
 from ediffi_jax.training.schedule import Phase, parse_phases
 
+POLICIES = ("stop", "rollback")  # for a loss that is not finite
 THRESHOLDS = ("static", "dynamic")
 DEFAULTS: dict[str, Any] = {
     "seed": 0,  # of parameters, data order and noise
@@ -66,6 +67,9 @@ DEFAULTS: dict[str, Any] = {
     "save_every": 500,
     "sample_every": 1000,
     "keep": 3,
+    "nonfinite": "stop",  # what a loss that becomes NaN or infinite does; or "rollback", see nonfinite.py
+    "rollbacks": 3,  # at most, to one checkpoint
+    "hang_minutes": 30.0,  # for a step or a wait for data, 4 times as long for all else; 0 for no end
     "profile": "",  # "100:105" traces steps 100 to 105
     "wandb": "",  # a Weights & Biases project, if wandb is installed
     "sampler": {
@@ -121,6 +125,10 @@ def validate(config: ConfigDict) -> tuple[Phase, ...]:
         _expect(config, key, lambda n: n >= 0, "a number of steps, 0 for never")
     if config.eval_every:
         _expect(config, "eval_batches", lambda n: n >= 1, "1 or more, or config.eval_every=0 for no evaluation")
+    if config.nonfinite not in POLICIES:
+        raise ConfigError(f"config.nonfinite={config.nonfinite!r} is unknown{nearest(str(config.nonfinite), POLICIES)}")
+    _expect(config, "rollbacks", lambda n: n >= 1, '1 or more; config.nonfinite="stop" for none')
+    _expect(config, "hang_minutes", lambda minutes: minutes >= 0, "minutes, 0 for no end")
     profile_steps(config.profile)
     _check_sampler(config)
     return parse_phases(config.phases)

@@ -19,23 +19,28 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ediffi_jax.training import goodput
 from ediffi_jax.training.checkpoint import Checkpoints, Position
 from ediffi_jax.training.chrono import Chrono
 from ediffi_jax.training.config import profile_steps
 from ediffi_jax.training.config_files import check_same_run, to_json, write_workdir
-from ediffi_jax.training.errors import TrainingError
+from ediffi_jax.training.errors import RESTART
 from ediffi_jax.training.evaluate import make_quantile_loss
 from ediffi_jax.training.mesh import put_batch
+from ediffi_jax.training.nonfinite import Rollbacks, finite, first_bad
 from ediffi_jax.training.observers import Console, Files, Observer, Profile, TensorBoard, Wandb
+from ediffi_jax.training.ownership import owned
 from ediffi_jax.training.preview import make_preview
 from ediffi_jax.training.run import Run
 from ediffi_jax.training.schedule import Phase, warn_of_strangers
+from ediffi_jax.training.session import Session
 from ediffi_jax.training.signals import StopRequest
 from ediffi_jax.training.state import TrainState
 from ediffi_jax.training.step import Metrics, make_train_step
+from ediffi_jax.training.storage import writing
+from ediffi_jax.training.watchdog import Watchdog
 
 FINISHED = 0
-RESTART = 42  # saved, and to be started again
 IN_FLIGHT = 2  # steps dispatched ahead of the device
 
 
@@ -47,44 +52,53 @@ def train(config: ConfigDict, workdir: str | epath.Path) -> int:
         workdir: a new folder, or that of the same run, which then goes on from its newest checkpoint.
 
     Returns:
-        The exit code: 0 when finished, 42 when saved after SIGTERM or Ctrl-C.
+        The exit code: 0 when finished, 42 when saved after SIGTERM or Ctrl-C. A process that hangs ends
+        itself with 42.
 
     Raises:
-        UserError: whatever is wrong with the config, the workdir or its checkpoints, and a loss that
-            became NaN or infinite.
+        UserError: whatever is wrong with the config, the workdir or its checkpoints, another run that has the
+            workdir, storage that fails, and a loss that became NaN or infinite. Its `exit_code` says whether
+            to start again.
     """
     workdir = epath.Path(workdir)
     check_same_run(workdir, config)
-    with StopRequest() as stop:
+    chrono = Chrono()
+    with StopRequest() as stop, Watchdog(chrono, config.hang_minutes):
         run = Run.create(config, workdir)
-        checkpoints = Checkpoints(workdir, config.keep)
-        if jax.process_index() == 0:
-            write_workdir(workdir, config)
-        state, position = run.start(checkpoints)
-        warn_of_strangers(run.phases[position.phase :])
-        observers = make_observers(run, position)
-        try:
-            while True:
-                state, position = PhaseLoop(run, position.phase, checkpoints, observers, stop).train(state, position)
-                if position.phase_step < run.phases[position.phase].steps:
-                    return RESTART
-                if position.phase + 1 == len(run.phases):
-                    return FINISHED
-                state, position = run.branched(state, position)
-        finally:
-            checkpoints.wait()
-            for observer in observers:
-                observer.close()
+        with owned(workdir) as owner:
+            check_same_run(workdir, config)  # by now it may be that of another
+            checkpoints = Checkpoints(workdir, config.keep)
+            if jax.process_index() == 0:
+                write_workdir(workdir, config)
+            state, position = run.start(checkpoints)
+            warn_of_strangers(run.phases[position.phase :])
+            session = Session(
+                checkpoints=checkpoints,
+                observers=make_observers(run, position, chrono),
+                stop=stop,
+                chrono=chrono,
+                owner=owner,
+                rollbacks=Rollbacks(config, workdir),
+            )
+            with session.closing():
+                while True:
+                    state, position = PhaseLoop(run, position.phase, session).train(state, position)
+                    if position.phase_step < run.phases[position.phase].steps:
+                        return RESTART
+                    if position.phase + 1 == len(run.phases):
+                        return FINISHED
+                    state, position = run.branched(state, position)
 
 
-def make_observers(run: Run, position: Position) -> list[Observer]:
-    """Console, files, TensorBoard and, if asked for, Weights & Biases; only in the first process."""
+def make_observers(run: Run, position: Position, chrono: Chrono) -> list[Observer]:
+    """Console, files, account of the time, TensorBoard and, if asked for, W&B; only in the first process."""
     if jax.process_index() > 0:
         return []
     total = sum(phase.steps for phase in run.phases)
     observers: list[Observer] = [
         Console(total, position.step, run.config.stage),
         Files(run.workdir, position.step),
+        goodput.Goodput(run.workdir, position.step, chrono),
         TensorBoard(run.workdir, position.step),
     ]
     if run.config.wandb:
@@ -95,21 +109,19 @@ def make_observers(run: Run, position: Position) -> list[Observer]:
 class PhaseLoop:
     """The loop over one phase's steps."""
 
-    def __init__(
-        self, run: Run, phase_index: int, checkpoints: Checkpoints, observers: list[Observer], stop: StopRequest
-    ) -> None:
+    def __init__(self, run: Run, phase_index: int, session: Session) -> None:
         self.run = run
+        self.session = session
         self.config = run.config
         self.phase: Phase = run.phases[phase_index]
         self.mesh: Mesh = run.mesh(self.phase)
-        self.checkpoints = checkpoints
-        self.observers = observers
-        self.stop = stop
-        self.total = sum(phase.steps for phase in run.phases)
+        self.checkpoints = session.checkpoints
+        self.observers = session.observers
+        self.chrono = session.chrono
+        self.chrono.turn("start")
         self.images_per_step = self.phase.num_experts * run.config.batch_size
-        self.unread: deque[tuple[int, Metrics]] = deque()
+        self.unread: deque[tuple[Position, Metrics]] = deque()
         self.measured: list[Metrics] = []
-        self.chrono = Chrono()
         self.warm = False
         self.frozen = run.encoder_params(self.mesh)
         self.profile = Profile(run.workdir, profile_steps(run.config.profile))
@@ -126,32 +138,35 @@ class PhaseLoop:
         # Stopped before its first step, a phase will be branched again; one without steps leaves its branching.
         saved = last.step if last and (self.phase.steps > 0 or last.phase == position.phase) else -1
         batches = None
-        while position.phase_step < self.phase.steps and not self.stop.at(position.step):
-            batches = batches or self.run.batches(self.phase, position.images)
-            with self.chrono.waiting():
-                batch = next(batches)
+        while position.phase_step < self.phase.steps and not self.session.stop.at(position.step):
+            self.chrono.turn("data")
+            start = self.session.rollbacks.past(position.images)
+            if batches is None or start != position.images:
+                batches = self.run.batches(self.phase, start)
+            batch = next(batches)
+            self.chrono.turn("step" if self.warm else "compile")
             self.profile.before(position.step + 1)
             state, metrics = self.train_step(state, put_batch(batch, self.mesh), self.frozen)
             position = dataclasses.replace(
                 position,
                 step=position.step + 1,
                 phase_step=position.phase_step + 1,
-                images=position.images + self.images_per_step,
+                images=start + self.images_per_step,
             )
-            self.keep_pace(position.step, metrics)
+            self.keep_pace(position, metrics)
             self.profile.after(position.step, metrics)
             if self.due(self.config.log_every, position):
                 self.log(position)
-            with self.chrono.paused():
-                if self.due(self.config.eval_every, position):
-                    self.evaluate(state, position)
-                if self.preview and self.due(self.config.sample_every, position):
-                    self.sample(state, position)
-                if self.due(self.config.save_every, position):
-                    self.save(state, position)
-                    saved = position.step
+            if self.due(self.config.eval_every, position):
+                self.evaluate(state, position)
+            if self.preview and self.due(self.config.sample_every, position):
+                self.sample(state, position)
+            if self.due(self.config.save_every, position):
+                self.save(state, position)
+                saved = position.step
         if saved != position.step:
             self.save(state, position)
+        self.chrono.turn("save")
         self.checkpoints.wait()
         self.profile.close()
         return state, position
@@ -160,7 +175,7 @@ class PhaseLoop:
         """Whether something done every so many steps is due; the phase's last step counts as one."""
         return every > 0 and (position.step % every == 0 or position.phase_step == self.phase.steps)
 
-    def keep_pace(self, step: int, metrics: Metrics) -> None:
+    def keep_pace(self, position: Position, metrics: Metrics) -> None:
         """Notes a step's metrics, and waits for an earlier one lest the host run far ahead of the device."""
         if not self.warm:  # the first call compiled; its time says nothing about the rate
             jax.block_until_ready(metrics)
@@ -168,37 +183,34 @@ class PhaseLoop:
         else:
             self.chrono.count(self.images_per_step)
         self.warm = True
-        self.unread.append((step, metrics))
+        self.unread.append((position, metrics))
         if len(self.unread) > IN_FLIGHT:
             jax.block_until_ready(self.unread[-1 - IN_FLIGHT][1])
         for observer in self.observers:
-            observer.tick(step)
+            observer.tick(position.step)
 
     def read(self) -> None:
         """Fetches the metrics of the steps since the last time into `measured`.
 
         Raises:
-            TrainingError: one of them is NaN or infinite.
+            TrainingError, RestartError: one of them is NaN or infinite.
         """
-        steps = [step for step, _ in self.unread]
+        positions = [position for position, _ in self.unread]
         values = jax.device_get([metrics for _, metrics in self.unread])
         self.unread.clear()
-        for step, metrics in zip(steps, values, strict=True):
-            for name, per_expert in metrics.items():
-                bad = np.flatnonzero(~np.isfinite(per_expert))
-                if bad.size:
-                    self.refuse(step, name, self.phase.expert_ids[bad[0]], per_expert[bad[0]])
+        for position, metrics in zip(positions, values, strict=True):
+            if bad := first_bad(metrics):
+                name, row, value = bad
+                self.refuse(f"{name} of expert {self.phase.expert_ids[row]} became {value}", position)
         self.measured += values
 
-    def refuse(self, step: int, name: str, expert: int, value: float) -> None:
-        """Raises TrainingError: training has diverged."""
+    def refuse(self, what: str, bad: Position) -> None:
+        """Ends the process: training has diverged. Raises TrainingError or RestartError, by the policy."""
         self.checkpoints.wait()
-        saved = self.checkpoints.steps()
-        last = f"the last good checkpoint is {self.checkpoints.folder / str(saved[-1])}" if saved else "none was saved"
-        raise TrainingError(
-            f"{name} of expert {expert} became {value} at step {step}; {last}."
-            " Expected finite values: lower config.optimizer.lr or config.optimizer.clip, or check the data"
-        )
+        good = self.checkpoints.last
+        path = self.checkpoints.folder / str(good.step) if good else None
+        where = f"the last good checkpoint is {path}" if good else "none was saved"
+        self.session.rollbacks.refuse(what, bad, good, where)
 
     def log(self, position: Position) -> None:
         """Writes the mean of each metric since the last time, per expert, and the speed."""
@@ -209,6 +221,7 @@ class PhaseLoop:
             row |= {f"{name}/{expert}": float(mean) for expert, mean in zip(self.phase.expert_ids, means, strict=True)}
         self.measured.clear()
         row |= {"images": position.images, "phase": position.phase, **self.chrono.measure()}
+        row |= goodput.shares(self.chrono)
         if "images_per_s" in row:
             row["eta_s"] = self.images_left(position) / row["images_per_s"]
         self.write(position.step, row)
@@ -222,6 +235,7 @@ class PhaseLoop:
 
     def evaluate(self, state: TrainState, position: Position) -> None:
         """Writes the held-out loss of the EMA weights: mean and curve over noise quantiles, per expert."""
+        self.chrono.turn("evaluate")
         row: dict[str, Any] = {}
         for expert, curve in zip(self.phase.expert_ids, self.quantile_loss(state.ema, self.frozen), strict=True):
             row[f"held_out/{expert}"] = float(curve.mean())
@@ -230,16 +244,24 @@ class PhaseLoop:
 
     def sample(self, state: TrainState, position: Position) -> None:
         """Writes a grid of samples."""
+        self.chrono.turn("sample")
         pixels = self.preview(state.ema, self.frozen)
-        for observer in self.observers:
-            observer.image(position.step, "samples", pixels)
+        with writing(self.run.workdir):
+            for observer in self.observers:
+                observer.image(position.step, "samples", pixels)
 
     def save(self, state: TrainState, position: Position) -> None:
-        """Starts a checkpoint, unless training has diverged."""
+        """Starts a checkpoint, unless training has diverged or the workdir is no longer ours."""
         self.read()
+        self.chrono.turn("save")
+        whole = np.asarray(finite(state.params))
+        if not whole.all():
+            self.refuse(f"params of expert {self.phase.expert_ids[np.argmin(whole)]} became NaN or infinite", position)
+        self.session.owner.check()
         self.checkpoints.save(state, position)
 
     def write(self, step: int, row: dict[str, float]) -> None:
         """Hands numbers to every observer."""
-        for observer in self.observers:
-            observer.write(step, row)
+        with writing(self.run.workdir):
+            for observer in self.observers:
+                observer.write(step, row)
