@@ -1,6 +1,6 @@
 """What every verb shares: flags, `--help` with an example, one-line errors, exit codes.
 
-    0 finished · 2 the user's mistake, never worth a restart · 42 saved, and wants a restart
+    0 finished · 2 what a restart would not mend · 42 wants a restart (docs/training.md)
 """
 
 from __future__ import annotations

@@ -4,10 +4,12 @@
     python -m launch.train --config=configs/scenes.py:stage=base --workdir=runs/base --config.optimizer.lr=1e-4
     python -m launch.train --workdir=runs/base              # go on where it stopped
     python -m launch.train --workdir=runs/base --steps=500  # make the last phase 500 steps long
+    python -m launch.train --workdir=runs/base --goodput    # what its time went to, over all restarts
 
 Interrupted in any way, the same command goes on from the last checkpoint, bit for bit. Exit codes:
-0 finished, 2 a mistake that a restart will not mend, 42 saved after SIGTERM or Ctrl-C.
-The workdir receives config.json, checkpoints/, metrics.jsonl, tensorboard/ and samples/.
+0 finished, 2 what a restart will not mend, 42 to be started again: saved after SIGTERM or Ctrl-C, hung, rolled
+back, storage that did not answer. What happens on which failure: docs/training.md.
+The workdir receives config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/, goodput/ and owner/.
 
 Several processes on one workdir, each started with the same command: --distributed, on Cloud TPU pods and under
 Slurm with nothing else; elsewhere each is told about the others:
@@ -22,7 +24,7 @@ from __future__ import annotations
 from absl import flags
 
 from ediffi_jax.compilation import enable_cache
-from ediffi_jax.training import config_files, distributed, loop
+from ediffi_jax.training import config_files, distributed, goodput, loop
 from ediffi_jax.training.errors import ConfigError
 
 from . import _main
@@ -30,16 +32,19 @@ from . import _main
 CONFIG = flags.DEFINE_string("config", None, "Recipe FILE.py:arguments; --config.a.b=VALUE changes a key.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; new, or one to go on with.")
 STEPS = flags.DEFINE_integer("steps", None, "Steps of the last phase, instead of the recipe's.", lower_bound=0)
+GOODPUT = flags.DEFINE_bool("goodput", False, "Print what the run's time went to, and end.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "This is one of several processes.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
 
 
-def main(overrides: list[str]) -> int:
+def main(overrides: list[str]) -> int | None:
     """Reads the config, applies what the command line changes, and trains."""
     if not WORKDIR.value:
         raise ConfigError("--workdir is missing; for example --workdir=runs/base")
+    if GOODPUT.value:
+        return print(goodput.report(WORKDIR.value))
     processes = {name.name: name.value for name in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)}
     if DISTRIBUTED.value:
         distributed.connect(**processes)

@@ -6,6 +6,7 @@ from ediffi_jax.errors import UserError
 
 RESTART = 42  # exit code of a process that is to be started again
 
+
 class TrainingError(UserError):
     """A run that cannot go on as asked: a mesh, a schedule, or a loss that became NaN or infinite."""
 

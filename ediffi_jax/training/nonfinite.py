@@ -119,7 +119,7 @@ def first_bad(metrics: dict[str, np.ndarray]) -> tuple[str, int, float] | None:
 
 
 @jax.jit
-def finite(params: PyTree) -> Bool[Array, " e"]:
+def finite(params: PyTree) -> Bool[Array, "e"]:
     """Which experts' parameters, leaves [E, ...], are finite throughout."""
     leaves = [jnp.isfinite(leaf).all(tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(params)]
     return jnp.stack(leaves).all(0)
