@@ -18,6 +18,7 @@ from ediffi_jax.data.embeddings import Reader
 from ediffi_jax.data.views import LoaderError, Views
 
 Batch = dict[str, np.ndarray]
+RECORD_ID = "record_id"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,9 +96,11 @@ class RecordAssembler:
         training: bool,
         captions: int = 0,
         embeddings: Reader | None = None,
+        record_ids: bool = False,
     ) -> None:
         self.source, self.sizes, self.layout = source, sizes, layout
         self.seed, self.training, self.captions, self.embeddings = seed, training, captions, embeddings
+        self.record_ids = record_ids
         self.pictures = sizes.clip > 0 if embeddings is None else embeddings.store.about.rows.pictures
         order = grain.MapDataset.range(len(source))
         self.order = (order.seed(seed).shuffle() if training else order).repeat(None)
@@ -122,6 +125,8 @@ class RecordAssembler:
             arrays |= self.embeddings.read(list(zip(numbers, chosen, strict=True)), keys)
         if self.training and self.pictures:
             arrays["needs_image"] = np.array([record.needs_image for record in records])
+        if self.training and self.record_ids:
+            arrays[RECORD_ID] = np.array(numbers)
         shape = self.layout.shape
         return {name: array.reshape(*shape, *array.shape[1:]) for name, array in arrays.items()}, captions
 
@@ -138,11 +143,13 @@ class SyntheticAssembler:
     sizes: Views
     layout: Layout
     seed: int
+    record_ids: bool = False
 
     def __call__(self, start: int) -> tuple[Batch, list[str]]:
         """The arrays [E, b, ...] at position `start` and their captions, expert by expert."""
-        draws = [np.random.default_rng((self.seed, position)) for position in self.layout.positions(start)]
-        batch = {}
+        positions = self.layout.positions(start)
+        draws = [np.random.default_rng((self.seed, position)) for position in positions]
+        batch = {RECORD_ID: np.array(positions).reshape(self.layout.shape)} if self.record_ids else {}
         for name, shape in self.sizes.shapes().items():
             rows = np.stack([rng.integers(256, size=shape, dtype=np.uint8) for rng in draws])
             batch[name] = rows.reshape(*self.layout.shape, *shape)

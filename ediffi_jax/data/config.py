@@ -27,6 +27,7 @@ class DataConfig:
         workers: processes that read and decode; 0 for threads in this one.
         captions: phrasings of a scene that training draws from; 0 for a new one each time.
         embeddings: folder of `launch.encode`, instead of encoding in each step; "" for none.
+        record_ids: training batches say which records they are made of.
     """
 
     name: str = "scenes"
@@ -40,6 +41,7 @@ class DataConfig:
     workers: int = 0
     captions: int = 0
     embeddings: str = ""
+    record_ids: bool = False
 
     @classmethod
     def parse(cls, config: Mapping[str, Any]) -> DataConfig:

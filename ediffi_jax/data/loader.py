@@ -149,6 +149,7 @@ def make_loader(
             low_res      uint8 [E, b, h, w, 3], if there is a low_resolution
             clip_pixels  uint8 [E, b, S, S, 3], if there is a clip_resolution
             needs_image  bool [E, b], in training with pictures: whether the caption leaves the style to the picture
+            record_id    int [E, b], in training with `data.record_ids`: the record's number in the data set
             t5_ids, clip_ids int32 [E, b, L];  t5_mask, clip_mask bool [E, b, L]
         or, with `data.embeddings`, instead of pixels and ids those of `embedding_rows.RowFormat.decode`.
 
@@ -171,14 +172,16 @@ def make_loader(
         lacking = "config.encoders is empty" if tokenizer is None else "synthetic pictures have none"
         raise LoaderError(f"data.embeddings={config.embeddings!r} cannot be used: {lacking}")
     if config.name == "synthetic":
-        return Loader(SyntheticAssembler(config.views, layout, seed), tokenizer)
+        return Loader(SyntheticAssembler(config.views, layout, seed, config.record_ids and split == "train"), tokenizer)
     sizes = config.views
     source = config.open(split, prepare=prepare and layout.shape == (num_experts, batch_size))
     training = split == "train"
+    told = {"captions": config.captions, "record_ids": config.record_ids}
     if not config.embeddings:
-        assemble = RecordAssembler(source, sizes, layout, seed, training, config.captions)
+        assemble = RecordAssembler(source, sizes, layout, seed, training, **told)
         return Loader(assemble, tokenizer, config.workers)
     drawn = {name: getattr(config, name) for name in ("captions", "source_resolution", "clip_resolution")}
     reader = open_reader(config.embeddings, source, encoders=tokenizer.fingerprint, training=training, **drawn)
     sizes = dataclasses.replace(sizes, clip=0)
-    return Loader(RecordAssembler(source, sizes, layout, seed, training, config.captions, reader), None, config.workers)
+    assemble = RecordAssembler(source, sizes, layout, seed, training, embeddings=reader, **told)
+    return Loader(assemble, None, config.workers)

@@ -40,6 +40,7 @@ DEFAULTS: dict[str, Any] = {
         "workers": 0,  # processes that decode; 0 in this one
         "captions": 0,  # phrasings of a scene that training draws from; 0 for a new one each time
         "embeddings": "",  # folder of launch.encode; "" encodes in each step
+        "record_ids": False,  # note in workdir/records which records each step trained on
     },
     "batch_size": 64,
     "accumulate": 1,  # parts a batch is worked off in: only one part's activations are in memory

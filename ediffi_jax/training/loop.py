@@ -19,6 +19,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ediffi_jax.data.batches import RECORD_ID
 from ediffi_jax.training import goodput
 from ediffi_jax.training.checkpoint import Checkpoints, Position
 from ediffi_jax.training.chrono import Chrono
@@ -26,11 +27,12 @@ from ediffi_jax.training.config import profile_steps
 from ediffi_jax.training.config_files import check_same_run, to_json, write_workdir
 from ediffi_jax.training.errors import RESTART
 from ediffi_jax.training.evaluate import make_quantile_loss
-from ediffi_jax.training.mesh import put_batch
+from ediffi_jax.training.mesh import put_batch, replicated
 from ediffi_jax.training.nonfinite import Rollbacks, finite, first_bad
 from ediffi_jax.training.observers import Console, Files, Observer, Profile, TensorBoard, Wandb
 from ediffi_jax.training.ownership import owned
 from ediffi_jax.training.preview import make_preview
+from ediffi_jax.training.records import Records
 from ediffi_jax.training.run import Run
 from ediffi_jax.training.schedule import Phase, warn_of_strangers
 from ediffi_jax.training.session import Session
@@ -91,11 +93,12 @@ def train(config: ConfigDict, workdir: str | epath.Path) -> int:
 
 
 def make_observers(run: Run, position: Position, chrono: Chrono) -> list[Observer]:
-    """Console, files, account of the time, TensorBoard and, if asked for, W&B; only in the first process."""
+    """In the first process console, files, account of the time, TensorBoard, if asked for W&B; in all the records."""
+    observers: list[Observer] = [Records(run.workdir, position.step)] if run.config.data.record_ids else []
     if jax.process_index() > 0:
-        return []
+        return observers
     total = sum(phase.steps for phase in run.phases)
-    observers: list[Observer] = [
+    observers += [
         Console(total, position.step, run.config.stage),
         Files(run.workdir, position.step),
         goodput.Goodput(run.workdir, position.step, chrono),
@@ -124,6 +127,7 @@ class PhaseLoop:
         self.measured: list[Metrics] = []
         self.warm = False
         self.frozen = run.encoder_params(self.mesh)
+        self.finite = jax.jit(finite, out_shardings=replicated(self.mesh))  # every process reads it
         self.profile = Profile(run.workdir, profile_steps(run.config.profile))
         common = {"objective": run.objective, "phase": self.phase, "mesh": self.mesh, "seed": run.config.seed}
         self.train_step = make_train_step(
@@ -144,6 +148,7 @@ class PhaseLoop:
             if batches is None or start != position.images:
                 batches = self.run.batches(self.phase, start)
             batch = next(batches)
+            self.note_records(position.step + 1, batch)
             self.chrono.turn("step" if self.warm else "compile")
             self.profile.before(position.step + 1)
             state, metrics = self.train_step(state, put_batch(batch, self.mesh), self.frozen)
@@ -174,6 +179,13 @@ class PhaseLoop:
     def due(self, every: int, position: Position) -> bool:
         """Whether something done every so many steps is due; the phase's last step counts as one."""
         return every > 0 and (position.step % every == 0 or position.phase_step == self.phase.steps)
+
+    def note_records(self, step: int, batch: dict[str, np.ndarray]) -> None:
+        """Hands on which records a step trains on, and takes them out of the batch."""
+        if RECORD_ID in batch:
+            record_ids = batch.pop(RECORD_ID)
+            for observer in self.observers:
+                observer.drawn(step, record_ids)
 
     def keep_pace(self, position: Position, metrics: Metrics) -> None:
         """Notes a step's metrics, and waits for an earlier one lest the host run far ahead of the device."""
@@ -254,10 +266,13 @@ class PhaseLoop:
         """Starts a checkpoint, unless training has diverged or the workdir is no longer ours."""
         self.read()
         self.chrono.turn("save")
-        whole = np.asarray(finite(state.params))
+        whole = np.asarray(self.finite(state.params))
         if not whole.all():
             self.refuse(f"params of expert {self.phase.expert_ids[np.argmin(whole)]} became NaN or infinite", position)
         self.session.owner.check()
+        with writing(self.run.workdir):
+            for observer in self.observers:
+                observer.saved(position.step)
         self.checkpoints.save(state, position)
 
     def write(self, step: int, row: dict[str, float]) -> None:

@@ -118,7 +118,6 @@ def first_bad(metrics: dict[str, np.ndarray]) -> tuple[str, int, float] | None:
     return None
 
 
-@jax.jit
 def finite(params: PyTree) -> Bool[Array, "e"]:
     """Which experts' parameters, leaves [E, ...], are finite throughout."""
     leaves = [jnp.isfinite(leaf).all(tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(params)]

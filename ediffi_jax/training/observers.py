@@ -1,7 +1,7 @@
 """What watches a run: console, `metrics.jsonl`, TensorBoard, Weights & Biases, and the profiler.
 
-An observer has `tick(step)`, `write(step, values)` for numbers, `image(step, name, pixels)` for pictures
-and `close()`.
+An observer has `tick(step)`, `write(step, values)` for numbers, `image(step, name, pixels)` for pictures,
+`saved(step)` and `close()`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 from tqdm import tqdm
 
@@ -36,6 +36,12 @@ class Observer:
 
     def image(self, step: int, name: str, pixels: Pixels) -> None:
         """A picture made at `step`."""
+
+    def drawn(self, step: int, record_ids: Int[np.ndarray, "e b"]) -> None:
+        """The records that `step` trains on, as far as they are this process's; with `config.data.record_ids`."""
+
+    def saved(self, step: int) -> None:
+        """A checkpoint of `step` is about to be written."""
 
     def close(self) -> None:
         """Finishes what is pending."""
@@ -96,6 +102,7 @@ class Files(Observer):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{name}_{step:07d}.png").open("wb") as file:
             Image.fromarray(pixels).save(file, format="PNG")
+
 
 class TensorBoard(Observer):
     """Event files for TensorBoard, written without TensorFlow."""
