@@ -75,6 +75,8 @@ def test_overrides_that_cannot_be(config: ConfigDict, word: str, message: str) -
         (["ema.decay=1.0"], "config.ema.decay=1.0; expected"),
         (["conditioning.t5=1.5"], "config.conditioning.t5=1.5; expected a probability"),
         (["batch_size=0"], "config.batch_size=0; expected 1 or more"),
+        (["steps_per_call=0"], "config.steps_per_call=0; expected a number of steps, 1 or more"),
+        (["steps_per_call=3"], "config.log_every=50; expected a multiple of config.steps_per_call=3"),
         (["accumulate=0"], "config.accumulate=0; expected a number of parts, 1 or more"),
         (["profile=9:3"], "expected FIRST:LAST"),
         (["save_every=-1"], "config.save_every=-1"),

@@ -44,6 +44,7 @@ DEFAULTS: dict[str, Any] = {
     },
     "batch_size": 64,
     "accumulate": 1,  # parts a batch is worked off in: only one part's activations are in memory
+    "steps_per_call": 1,  # steps in one program, for when a step is so short that starting it counts
     "phases": ({"steps": 1000, "cuts": (), "parents": ()},),
     "optimizer": {
         "name": "adamw",
@@ -122,8 +123,11 @@ def validate(config: ConfigDict) -> tuple[Phase, ...]:
     _expect(config, "aug.max_level", lambda x: x >= 0, "0 or more")
     _expect(config, "aug.level", lambda x: x >= 0, "0 or more")
     _expect(config, "keep", lambda n: n >= 1, "1 or more")
+    _expect(config, "steps_per_call", lambda n: n >= 1, "a number of steps, 1 or more")
     for key in ("log_every", "eval_every", "save_every", "sample_every"):
         _expect(config, key, lambda n: n >= 0, "a number of steps, 0 for never")
+        every = config.steps_per_call
+        _expect(config, key, lambda n, every=every: n % every == 0, f"a multiple of config.steps_per_call={every}")
     if config.eval_every:
         _expect(config, "eval_batches", lambda n: n >= 1, "1 or more, or config.eval_every=0 for no evaluation")
     if config.nonfinite not in POLICIES:

@@ -9,7 +9,6 @@ Losses stay on the device until they are logged; evaluation, samples and saving 
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
 from typing import Any
 
@@ -21,13 +20,14 @@ from ml_collections import ConfigDict
 
 from ediffi_jax.data.batches import RECORD_ID
 from ediffi_jax.training import goodput
+from ediffi_jax.training.calls import Call, Calls
 from ediffi_jax.training.checkpoint import Checkpoints, Position
 from ediffi_jax.training.chrono import Chrono
 from ediffi_jax.training.config import profile_steps
 from ediffi_jax.training.config_files import check_same_run, to_json, write_workdir
 from ediffi_jax.training.errors import RESTART
 from ediffi_jax.training.evaluate import make_quantile_loss
-from ediffi_jax.training.mesh import put_batch, replicated
+from ediffi_jax.training.mesh import replicated
 from ediffi_jax.training.nonfinite import Rollbacks, finite, first_bad
 from ediffi_jax.training.observers import Console, Files, Observer, Profile, TensorBoard, Wandb
 from ediffi_jax.training.ownership import owned
@@ -38,12 +38,12 @@ from ediffi_jax.training.schedule import Phase, warn_of_strangers
 from ediffi_jax.training.session import Session
 from ediffi_jax.training.signals import StopRequest
 from ediffi_jax.training.state import TrainState
-from ediffi_jax.training.step import Metrics, make_train_step
+from ediffi_jax.training.step import Metrics
 from ediffi_jax.training.storage import writing
 from ediffi_jax.training.watchdog import Watchdog
 
 FINISHED = 0
-IN_FLIGHT = 2  # steps dispatched ahead of the device
+IN_FLIGHT = 2  # calls dispatched ahead of the device
 
 
 def train(config: ConfigDict, workdir: str | epath.Path) -> int:
@@ -122,17 +122,13 @@ class PhaseLoop:
         self.observers = session.observers
         self.chrono = session.chrono
         self.chrono.turn("start")
-        self.images_per_step = self.phase.num_experts * run.config.batch_size
-        self.unread: deque[tuple[Position, Metrics]] = deque()
+        self.unread: deque[tuple[Call, Metrics]] = deque()
         self.measured: list[Metrics] = []
-        self.warm = False
         self.frozen = run.encoder_params(self.mesh)
         self.finite = jax.jit(finite, out_shardings=replicated(self.mesh))  # every process reads it
         self.profile = Profile(run.workdir, profile_steps(run.config.profile))
         common = {"objective": run.objective, "phase": self.phase, "mesh": self.mesh, "seed": run.config.seed}
-        self.train_step = make_train_step(
-            optimizer=run.optimizer, ema=run.config.ema, accumulate=run.config.accumulate, **common
-        )
+        self.calls = Calls(run, self.phase, self.mesh, session.rollbacks)
         self.quantile_loss = make_quantile_loss(batches=run.held_out[: run.config.eval_batches], **common)
         self.preview = make_preview(run.config, run.objective, self.phase, self.mesh, run.held_out[0])
 
@@ -141,24 +137,15 @@ class PhaseLoop:
         last = self.checkpoints.last
         # Stopped before its first step, a phase will be branched again; one without steps leaves its branching.
         saved = last.step if last and (self.phase.steps > 0 or last.phase == position.phase) else -1
-        batches = None
-        while position.phase_step < self.phase.steps and not self.session.stop.at(position.step):
+        while position.phase_step < self.phase.steps and not self.session.stop.now():
             self.chrono.turn("data")
-            start = self.session.rollbacks.past(position.images)
-            if batches is None or start != position.images:
-                batches = self.run.batches(self.phase, start)
-            batch = next(batches)
-            self.note_records(position.step + 1, batch)
-            self.chrono.turn("step" if self.warm else "compile")
+            call = self.calls.draw(position)
+            self.note_records(call)
+            self.chrono.turn("step" if self.calls.compiled(call) else "compile")
             self.profile.before(position.step + 1)
-            state, metrics = self.train_step(state, put_batch(batch, self.mesh), self.frozen)
-            position = dataclasses.replace(
-                position,
-                step=position.step + 1,
-                phase_step=position.phase_step + 1,
-                images=start + self.images_per_step,
-            )
-            self.keep_pace(position, metrics)
+            state, metrics = self.calls.run(call, state, self.frozen)
+            position = call.positions[-1]
+            self.keep_pace(call, metrics)
             self.profile.after(position.step, metrics)
             if self.due(self.config.log_every, position):
                 self.log(position)
@@ -180,26 +167,27 @@ class PhaseLoop:
         """Whether something done every so many steps is due; the phase's last step counts as one."""
         return every > 0 and (position.step % every == 0 or position.phase_step == self.phase.steps)
 
-    def note_records(self, step: int, batch: dict[str, np.ndarray]) -> None:
-        """Hands on which records a step trains on, and takes them out of the batch."""
-        if RECORD_ID in batch:
-            record_ids = batch.pop(RECORD_ID)
-            for observer in self.observers:
-                observer.drawn(step, record_ids)
+    def note_records(self, call: Call) -> None:
+        """Hands on which records the steps train on, and takes them out of the batches."""
+        for batch, position in zip(call.batches, call.positions, strict=True):
+            if RECORD_ID in batch:
+                record_ids = batch.pop(RECORD_ID)
+                for observer in self.observers:
+                    observer.drawn(position.step, record_ids)
 
-    def keep_pace(self, position: Position, metrics: Metrics) -> None:
-        """Notes a step's metrics, and waits for an earlier one lest the host run far ahead of the device."""
-        if not self.warm:  # the first call compiled; its time says nothing about the rate
+    def keep_pace(self, call: Call, metrics: Metrics) -> None:
+        """Notes a call's metrics, and waits for an earlier one lest the host run far ahead of the device."""
+        if not self.calls.compiled(call):  # its time says nothing about the rate
             jax.block_until_ready(metrics)
             self.chrono.restart()
+            self.calls.note_compiled(call)
         else:
-            self.chrono.count(self.images_per_step)
-        self.warm = True
-        self.unread.append((position, metrics))
+            self.chrono.count(call.images)
+        self.unread.append((call, metrics))
         if len(self.unread) > IN_FLIGHT:
             jax.block_until_ready(self.unread[-1 - IN_FLIGHT][1])
         for observer in self.observers:
-            observer.tick(position.step)
+            observer.tick(call.positions[-1].step)
 
     def read(self) -> None:
         """Fetches the metrics of the steps since the last time into `measured`.
@@ -207,9 +195,11 @@ class PhaseLoop:
         Raises:
             TrainingError, RestartError: one of them is NaN or infinite.
         """
-        positions = [position for position, _ in self.unread]
-        values = jax.device_get([metrics for _, metrics in self.unread])
+        calls = [call for call, _ in self.unread]
+        fetched = jax.device_get([metrics for _, metrics in self.unread])
         self.unread.clear()
+        positions = [position for call in calls for position in call.positions]
+        values = [one for call, metrics in zip(calls, fetched, strict=True) for one in call.each(metrics)]
         for position, metrics in zip(positions, values, strict=True):
             if bad := first_bad(metrics):
                 name, row, value = bad

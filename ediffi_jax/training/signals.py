@@ -27,6 +27,7 @@ class StopRequest:
     def __init__(self) -> None:
         self._signalled = False
         self._several = False
+        self._asked = 0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -38,9 +39,12 @@ class StopRequest:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._restore()
 
-    def at(self, step: int) -> bool:
-        """Whether to stop after `step`; with several processes all answer alike at the same step."""
-        return multihost_utils.reached_preemption_sync_point(step) if self._several else self._signalled
+    def now(self) -> bool:
+        """Whether to stop; with several processes, which must ask equally often, all are told at the same time."""
+        if not self._several:
+            return self._signalled
+        self._asked += 1  # the service tells at one number only, so that none may be left out
+        return multihost_utils.reached_preemption_sync_point(self._asked)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True
