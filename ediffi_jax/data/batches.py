@@ -114,14 +114,14 @@ class RecordAssembler:
         captions, chosen = [], []
         for row, (position, record) in enumerate(zip(positions, records, strict=True)):
             rng = np.random.default_rng((self.seed, position))
-            chosen.append(int(rng.integers(self.captions)) if self.training and self.captions and record.scene else 0)
+            chosen.append(int(rng.integers(self.captions)) if self.training and self.captions and record.varied else 0)
             told = record if self.pictures else record.named()
             captions.append(self._caption(told, numbers[row], chosen[row], rng))
             picture = self.sizes.fit(views.decode(record.encoded))
             for name, view in self.sizes.cut(picture, rng).items():
                 arrays[name][row] = view
         if self.embeddings is not None:
-            keys = [digest(record.caption, record.scene) for record in records]
+            keys = [digest(record.caption, record.identity) for record in records]
             arrays |= self.embeddings.read(list(zip(numbers, chosen, strict=True)), keys)
         if self.training and self.pictures:
             arrays["needs_image"] = np.array([record.needs_image for record in records])

@@ -46,7 +46,7 @@ def data_fingerprint(source: sources.Source) -> str:
     """16 hex digits over the number of records and evenly spaced ones: pictures as stored, captions, scenes."""
     found = hashlib.sha256(str(len(source)).encode())
     for record in source.read(sorted(set(np.linspace(0, len(source) - 1, SAMPLED, dtype=int).tolist()))):
-        found.update(hashlib.sha256(record.encoded).digest() + digest(record.caption, record.scene))
+        found.update(hashlib.sha256(record.encoded).digest() + digest(record.caption, record.identity))
     return found.hexdigest()[:16]
 
 
@@ -285,8 +285,8 @@ class Reader:
 
 
 def captions_of(source: sources.Source, captions: int, training: bool) -> int:
-    """How many captions a record has: one, unless they are drawn anew in training (scenes) from `captions` of them."""
-    return captions if training and source.read([0])[0].scene else 1
+    """How many captions a record has: one, unless training draws from `captions` of them (scenes, several)."""
+    return captions if training and source.read([0])[0].varied else 1
 
 
 def open_reader(

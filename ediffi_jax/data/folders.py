@@ -33,9 +33,9 @@ def is_remote(folder: str | os.PathLike[str]) -> bool:
     return "://" in os.fspath(folder)
 
 
-def cache_home() -> Path:
-    """Where objects are copied: ``$XDG_CACHE_HOME/ediffi_jax/embeddings``, else below ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ediffi_jax" / "embeddings"
+def cache_home(kind: str = "embeddings") -> Path:
+    """Where objects are copied: ``$XDG_CACHE_HOME/ediffi_jax/<kind>``, else below ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ediffi_jax" / kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Disk:
         """Bytes of a file, None without it."""
         try:
             return (self.path / name).stat().st_size
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def read(self, name: str) -> str:
@@ -79,9 +79,9 @@ class Disk:
             if ours(leftover.name):
                 leftover.unlink(missing_ok=True)
 
-    def fetch(self, name: str, identity: str) -> Path:
-        """The file itself; `identity` is what an object's copy is kept under."""
-        del identity
+    def fetch(self, name: str, identity: str, kind: str = "") -> Path:
+        """The file itself; the others are what an object's copy is kept under."""
+        del identity, kind
         return self.path / name
 
 
@@ -120,18 +120,19 @@ class ObjectStore:
     def sweep(self, ours: Callable[[str], bool]) -> None:
         """Nothing: what an interrupted upload leaves is no object."""
 
-    def fetch(self, name: str, identity: str) -> Path:
+    def fetch(self, name: str, identity: str, kind: str = "embeddings") -> Path:
         """A copy on this machine, made on first use and kept for later runs.
 
         Args:
             name: of the object.
             identity: what the objects of this prefix are; other contents are kept under another one.
+            kind: folder of the cache.
 
         Raises:
             LoaderError: it cannot be copied.
         """
         key = hashlib.sha256(f"{self.path}\0{identity}".encode()).hexdigest()[:16]
-        copy = cache_home() / key / name
+        copy = cache_home(kind) / key / name
         try:
             if not copy.exists() or copy.stat().st_size != self.size(name):
                 copy.parent.mkdir(parents=True, exist_ok=True)

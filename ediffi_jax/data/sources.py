@@ -6,6 +6,7 @@ anew. Records are addressed by number, which is all that a shuffled order needs.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import os
@@ -17,20 +18,36 @@ from etils import epath
 
 from ediffi_jax import errors
 from ediffi_jax.data import scenes
+from ediffi_jax.data.folders import folder_at, is_remote
 from ediffi_jax.data.views import LoaderError
 
 # TFDS data sets name the split for choices either way; asked for the one, we take what there is.
 HELD_OUT_NAMES = ("validation", "test")
 PHRASINGS = 0x5CE7E  # a seed of its own
+COPIES = 8  # from an object store at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """A stored picture still encoded, its caption, and the scene's JSON ("" if it is no scene)."""
+    """A stored picture still encoded, its caption, and the scene's JSON ("" if it is no scene).
+
+    `captions` are all that the picture has, where a data set keeps several; the first of them is `caption`.
+    """
 
     encoded: bytes
     caption: str
     scene: str = ""
+    captions: tuple[str, ...] = ()
+
+    @property
+    def varied(self) -> bool:
+        """Whether training draws a caption, and does not always take the stored one."""
+        return bool(self.scene or self.captions)
+
+    @property
+    def identity(self) -> str:
+        """What captions are drawn from, as text."""
+        return self.scene or "\n".join(self.captions)
 
     @property
     def needs_image(self) -> bool:
@@ -45,12 +62,14 @@ class Record:
         return dataclasses.replace(self, scene=scene.to_json())
 
     def rephrased(self, rng: np.random.Generator) -> str:
-        """A caption drawn anew where the scene is known, else the stored one."""
+        """A caption drawn anew where the scene is known, or from several, else the stored one."""
+        if self.captions:
+            return self.captions[int(rng.integers(len(self.captions)))]
         return scenes.caption(scenes.Scene.from_json(self.scene), rng) if self.scene else self.caption
 
     def phrasing(self, number: int, index: int) -> str:
         """Phrasing `index` of the record called `number`: a function of these two alone."""
-        return self.rephrased(np.random.default_rng((PHRASINGS, number, index))) if self.scene else self.caption
+        return self.rephrased(np.random.default_rng((PHRASINGS, number, index))) if self.varied else self.caption
 
 
 class Source(Protocol):
@@ -84,6 +103,15 @@ class TfdsSource:
         builder = tfds.builder_from_directory(self.folder)
         return builder.as_data_source(self.split, decoders={"image": tfds.decode.SkipDecoding()})
 
+    @functools.cached_property
+    def _several(self) -> bool:
+        """Whether records have a sequence of captions, as `launch.prepare --captions=all` writes it."""
+        import tensorflow_datasets as tfds
+
+        features = self._data.dataset_info.features
+        feature = features["captions"] if "captions" in features else None
+        return isinstance(feature, tfds.features.Sequence) and isinstance(feature.feature, tfds.features.Text)
+
     def __len__(self) -> int:
         return len(self._data)
 
@@ -99,22 +127,28 @@ class TfdsSource:
                 encoded=row["image"],
                 caption=row["caption"].decode(),
                 scene=row["scene"].decode() if "scene" in row else "",
+                captions=tuple(text.decode() for text in row["captions"]) if self._several else (),
             )
             for row in rows
         ]
 
 
 def open_tfds(folder: str | os.PathLike[str], split: str) -> TfdsSource:
-    """The source of a split of a prepared data set.
+    """The source of a split of a prepared data set; one in an object store is copied to this machine first.
 
     Raises:
         LoaderError: no data set there, no such split, or a feature is missing.
     """
-    path = epath.Path(folder)
-    if not (path / "dataset_info.json").exists():
+    files = folder_at(folder)
+    if files.size("dataset_info.json") is None:
         raise LoaderError(f"no prepared data set in {os.fspath(folder)!r}: expected a folder with dataset_info.json")
     import tensorflow_datasets as tfds
 
+    info = files.read("dataset_info.json") if is_remote(folder) else ""
+    path = files.path
+    if info:
+        path = files.fetch("dataset_info.json", info, "data").parent
+        files.fetch("features.json", info, "data")
     builder = tfds.builder_from_directory(path)
     missing = {"image", "caption"} - set(builder.info.features)
     if missing:
@@ -126,6 +160,9 @@ def open_tfds(folder: str | os.PathLike[str], split: str) -> TfdsSource:
         raise LoaderError(f"data set has no split {split!r}{errors.nearest(split, names)}")
     if names[split].num_examples == 0:
         raise LoaderError(f"split {split!r} of {os.fspath(folder)!r} is empty")
+    if info:
+        with concurrent.futures.ThreadPoolExecutor(COPIES) as pool:
+            list(pool.map(lambda shard: files.fetch(shard, info, "data"), sorted(names[split].filenames)))
     return TfdsSource(os.fspath(path), split)
 
 

@@ -92,13 +92,16 @@ class Report:
         plt.close(figure)
         self._parts.append(f"<figure>{_embedded(path.read_bytes(), alt)}</figure>")
 
-    def write(self, path: Path) -> None:
+    def page(self) -> str:
+        """The HTML."""
         title = html.escape(self.title)
-        page = (
+        return (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
             f"<style>{STYLE}</style></head>\n<body><h1>{title}</h1>\n" + "\n".join(self._parts) + "\n</body></html>\n"
         )
-        path.write_text(page, encoding="utf-8")
+
+    def write(self, path: Path) -> None:
+        path.write_text(self.page(), encoding="utf-8")
 
 
 def contact_sheet(images: Sequence[np.ndarray], *, columns: int = 4, gap: int = 4) -> np.ndarray:

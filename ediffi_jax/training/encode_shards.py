@@ -62,7 +62,7 @@ class Part:
         if pictures:
             fitted = (self.sizes.fit(views.decode(record.encoded)) for record in records)
             pixels = np.stack([views.shrink(picture, self.sizes.clip) for picture in fitted])
-        keys = [digest(record.caption, record.scene) for record in records for _ in range(count)]
+        keys = [digest(record.caption, record.identity) for record in records for _ in range(count)]
         return Material(keys=keys, tokens=self.encoders.tokenize(texts), pixels=pixels)
 
 
