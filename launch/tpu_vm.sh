@@ -56,7 +56,15 @@ resource() {
 
 everywhere() { resource ssh --node=all --worker=all --batch-size=all --command="$1"; }
 
-state() { resource describe --format='value(state.state)' 2>/dev/null || true; }
+# Of the queued resource; nothing where there is none, UNKNOWN and why where gcloud does not tell.
+state() {
+  local said
+  if said="$(resource describe --format='value(state.state)' 2>&1)"; then
+    echo "${said##*$'\n'}"
+  elif [[ "$said" != *NOT_FOUND* ]]; then
+    echo "UNKNOWN: $said"
+  fi
+}
 
 create() {
   local nodes=(--node-id="$name") more=()
@@ -66,7 +74,7 @@ create() {
   resource create --accelerator-type="$type" --runtime-version="$runtime" "${nodes[@]}" ${more[@]+"${more[@]}"}
 }
 
-# Returns when the slice is there; one that was taken away, or could not be had, is asked for anew.
+# Returns when the slice is there; one that was taken away is asked for anew.
 await_slice() {
   local now before=''
   while now="$(state)" && [[ "$now" != ACTIVE ]]; do
@@ -74,7 +82,8 @@ await_slice() {
     before="$now"
     case "$now" in
       '') create ;;
-      FAILED | SUSPENDED) resource delete --force --quiet ;;
+      SUSPENDED) resource delete --force --quiet ;;
+      FAILED) mistake "the request for $name FAILED; why: $(dry_run=1 resource describe); then delete it" ;;
     esac
     sleep "$poll"
   done
@@ -129,8 +138,9 @@ REMOTE
 
 # run ATTEMPT: follows until it ends; returns its exit code, of several workers' that which says most.
 run() {
-  local said codes code lost=0 last_words='worker \(was stopped\|ended with [0-9]*\)'
+  local said codes code began now lost=0 last_words='worker \(was stopped\|ended with [0-9]*\)'
   while true; do
+    began="$SECONDS"
     said="$({ everywhere "$(run_words "$1")" 2>&1 || true; } | tee >(cat >&2) | grep -o "$last_words")" || true
     if [[ "$said" == *"was stopped"* ]]; then
       echo "$name was stopped; the same command goes on"
@@ -138,8 +148,9 @@ run() {
     fi
     codes="$(grep -o '[0-9]*$' <<<"$said" | sort -n)" || true
     if [[ -n "$codes" ]]; then break; fi
-    if [[ "$(state)" != ACTIVE ]]; then return 137; fi
-    lost=$((lost + 1))
+    now="$(state)"
+    if [[ "$now" != ACTIVE && "$now" != UNKNOWN* ]]; then return 137; fi
+    if [[ $((SECONDS - began)) -gt 600 ]]; then lost=0; else lost=$((lost + 1)); fi
     [[ "$lost" -lt 100 ]] || mistake "the workers of $name do not answer; try: $(dry_run=1 everywhere hostname)"
     sleep "$poll"
   done

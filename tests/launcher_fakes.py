@@ -14,17 +14,17 @@ ROOT = Path(__file__).resolve().parent.parent
 VERB = """
 import os, signal, sys, time
 from pathlib import Path
-codes = Path(os.environ["HOME"], "codes")
-left = codes.read_text().split() if codes.exists() else []
+home = Path(os.environ["HOME"])
+left = (home / "codes").read_text().split() if (home / "codes").exists() else []
 code = left.pop(0) if left else "0"
-codes.write_text(" ".join(left))
-with open(Path(os.environ["HOME"], "argv"), "a") as file:
-    print(*sys.argv[1:], file=file)
-print("training", flush=True)
+(home / "codes").write_text(" ".join(left))
 if code == "wait":  # as the real one: SIGTERM is a wish to save and start again
-    signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), print("saved", flush=True), os._exit(42)))
+    signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), os.write(1, b"saved\\n"), os._exit(42)))
+with open(home / "argv", "a") as file:
+    print(*sys.argv[1:], file=file)
+os.write(1, b"training\\n")  # lines of several workers, each in one piece
+if code == "wait":
     time.sleep(60)
-    code = "99"
 elif code == "slow":
     time.sleep(2)
     code = "0"
@@ -69,6 +69,8 @@ if action == "describe":
         sys.exit("NOT_FOUND")
     states = state.read_text().split()
     state.write_text(" ".join(states[1:] or states))
+    if states[0] == "UNREACHABLE":
+        sys.exit("ERROR: there is no network")
     print(states[0])
 elif action == "create":
     state.write_text("WAITING_FOR_RESOURCES ACTIVE")

@@ -7,7 +7,6 @@ import shlex
 import signal
 import subprocess
 import sysconfig
-import time
 from pathlib import Path
 
 import pytest
@@ -74,6 +73,28 @@ def test_mistakes_are_one_line(script: str, words: tuple[str, ...], message: str
     assert not (cluster.home / "calls").exists()
 
 
+def documented() -> list[str]:
+    """Every launcher's command line in the docs and in the launchers' own openings, on one line each."""
+    texts = [(ROOT / "docs" / name).read_text() for name in ("tpu.md", "clusters.md")]
+    texts += [re.sub(r"^# ?", "", (ROOT / "launch" / name).read_text(), flags=re.M) for name in LAUNCHERS]
+    joined = [re.sub(r"\\\n\s*", " ", text) for text in texts]
+    found = [re.findall(r"bash launch/(?:tpu_vm|xpk|jobset|slurm)\.sh .*?(?= [|>#]|\n|$)", text) for text in joined]
+    return sorted({line for lines in found for line in lines})
+
+
+@pytest.mark.parametrize("line", documented())
+def test_what_the_docs_say_to_type_is_understood(line: str, cluster: Cluster) -> None:
+    line = line.replace("WORKDIR", "/shared").replace("…", "").replace(" REPO", " https://host/repo")
+    if "jobset" not in line:
+        line = line.replace(".sh ", ".sh --dry-run ", 1)
+    if "tpu_vm" in line and "--repo" not in line:
+        line = line.replace(" --dry-run", " --dry-run --repo=https://host/repo", 1)
+    environment = {**cluster.environment, "IMAGE": "host/image:1", "expert": "low"}
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout
+    assert not cluster.calls("gcloud")
+
+
 def test_tpu_vm_prints_the_gcloud_commands(cluster: Cluster) -> None:
     words = (*TPU, "--slices=3", "--spot", "--project=p", "--extra=--service-account=s", "--setup=echo 'a b'")
     code, out, err = cluster.run(
@@ -128,7 +149,6 @@ def test_xpk_passes_sigterm_and_the_exit_code(cluster: Cluster) -> None:
     environment = {**cluster.environment, "HOME": str(cluster.home)}
     process = subprocess.Popen(["bash", "-c", container], env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "training\n"
-    time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "saved\n"
     assert process.wait(timeout=30) == 42

@@ -83,7 +83,6 @@ def test_slurm_after_sigterm(job_ends: bool, cluster: Cluster) -> None:
     nodes_end_with(cluster, "wait", "wait")
     process = submit(cluster)
     assert [process.stdout.readline() for _ in range(2)] == ["training\n"] * 2
-    time.sleep(0.3)
     if job_ends:
         process.send_signal(signal.SIGTERM)
     for index in range(2):
@@ -205,6 +204,24 @@ def test_tpu_vm_follows_again_after_a_lost_connection(cluster: Cluster, reposito
     assert (cluster.home / "worker0" / "argv").read_text().count("\n") == 1  # started once
 
 
+def test_tpu_vm_outlasts_a_network_that_is_gone(cluster: Cluster, repository: Path) -> None:
+    workers_end_with(cluster, "slow", "slow")
+    put(cluster.home / "lose", "")
+    put(cluster.home / "state", "UNREACHABLE ACTIVE UNREACHABLE ACTIVE")
+    code, out, err = cluster.run(*tpu(repository), PYTHONPATH="")
+    assert code == 0, err
+    assert actions(cluster) == ["ssh", "ssh", "ssh"] and "run: UNKNOWN: ERROR: there is no network" in out
+    assert (cluster.home / "worker0" / "argv").read_text().count("\n") == 1
+
+
+def test_tpu_vm_says_that_its_request_failed(cluster: Cluster, repository: Path) -> None:
+    put(cluster.home / "state", "WAITING_FOR_RESOURCES FAILED")
+    code, out, err = cluster.run(*tpu(repository), PYTHONPATH="")
+    assert code == 2 and not actions(cluster)
+    why = "gcloud compute tpus queued-resources describe run --zone=z"
+    assert err == f"error: the request for run FAILED; why: {why}; then delete it\n"
+
+
 def test_tpu_vm_asks_again_for_a_slice_that_was_taken_away(cluster: Cluster, repository: Path) -> None:
     workers_end_with(cluster, "slow 0", "slow 0")
     put(cluster.home / "lose", "")
@@ -220,7 +237,6 @@ def test_tpu_vm_stop_saves_and_is_not_restarted(cluster: Cluster, repository: Pa
     process = cluster.start(*tpu(repository), PYTHONPATH="")
     wait_for(cluster.home / "worker0" / "argv")
     wait_for(cluster.home / "worker1" / "argv")
-    time.sleep(0.3)
     assert cluster.run("tpu_vm.sh", "--name=run", "--zone=z", "--stop")[0] == 0
     assert [(cluster.home / f"worker{index}" / "codes").read_text() for index in (0, 1)] == ["0", "0"]
     out, err = process.communicate(timeout=60)
