@@ -89,11 +89,23 @@ await_slice() {
   done
 }
 
-# What the workers are told. TPU VMs carry Python 3.10, so uv brings one. A run is a process group of its own that outlives
-# the connection, and leaves number, log and exit code in run/.
+# What the workers are told. A run is a process group of its own that outlives the connection, and leaves number, log and
+# exit code in run/.
+stop_words() {
+  cat <<'REMOTE'
+for run in $(ls ~/ediffi_jax/run/*.pid 2>/dev/null); do
+  touch "${run%.pid}.stopped"
+  kill -TERM -- "-$(cat "$run")" 2>/dev/null || continue
+  while kill -0 -- "-$(cat "$run")" 2>/dev/null; do sleep 1; done
+done
+REMOTE
+}
+
+# TPU VMs carry Python 3.10, so uv brings one. Nothing is replaced under a run that goes on.
 install_words() {
   cat <<REMOTE
 set -e
+$(stop_words)
 cd ~
 [ -x ~/.local/bin/uv ] || curl -LsSf https://astral.sh/uv/install.sh | sh
 [ -d ediffi_jax ] || git clone --quiet $(show "$repo") ediffi_jax
@@ -102,17 +114,8 @@ git fetch --quiet origin $(show "$ref")
 git checkout --quiet --force FETCH_HEAD
 ~/.local/bin/uv venv --quiet --allow-existing --python 3.11 .venv
 ~/.local/bin/uv pip install --quiet --python .venv/bin/python -r requirements/gcp.txt 'jax[tpu]'
+rm -f run/*.pid
 $setup
-REMOTE
-}
-
-stop_words() {
-  cat <<'REMOTE'
-for run in $(ls ~/ediffi_jax/run/*.pid 2>/dev/null); do
-  touch "${run%.pid}.stopped"
-  kill -TERM -- "-$(cat "$run")" 2>/dev/null || continue
-  while kill -0 -- "-$(cat "$run")" 2>/dev/null; do sleep 1; done
-done
 REMOTE
 }
 
@@ -125,8 +128,6 @@ run_words() {
 cd ~/ediffi_jax || exit
 mkdir -p run
 if [ ! -e run/$1.pid ]; then
-$(stop_words)
-rm -f run/*.pid
 setsid nohup bash -c $(show "$line; echo \$? >run/$1.exit") >run/$1.log 2>&1 </dev/null &
 echo \$! >run/$1.pid
 fi
@@ -171,6 +172,8 @@ if [[ -n "$dry_run" ]]; then
   exit
 fi
 command -v gcloud >/dev/null || mistake "there is no gcloud here; expected the Google Cloud CLI, or --dry-run"
+now="$(state)"
+[[ "$now" != UNKNOWN* ]] || mistake "gcloud does not tell whether $name is there: ${now//$'\n'/ }"
 echo "to delete: $(dry_run=1 resource delete --force)"
 for ((attempt = 0, first = $(date +%s); attempt <= max_restarts; attempt++)); do
   await_slice

@@ -83,7 +83,7 @@ elif action == "ssh":
         shutil.copy(home / "uv", folder / ".local" / "bin" / "uv")
         return subprocess.Popen(["bash", "-c", flags["command"]], cwd=folder, env={**os.environ, "HOME": str(folder)})
     connections = [start(index) for index in range(2)]
-    if (home / "lose").exists() and "run/" in flags["command"]:
+    if (home / "lose").exists() and "tail" in flags["command"]:
         (home / "lose").unlink()
         time.sleep(1)
         for connection in connections:

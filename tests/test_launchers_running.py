@@ -207,11 +207,18 @@ def test_tpu_vm_follows_again_after_a_lost_connection(cluster: Cluster, reposito
 def test_tpu_vm_outlasts_a_network_that_is_gone(cluster: Cluster, repository: Path) -> None:
     workers_end_with(cluster, "slow", "slow")
     put(cluster.home / "lose", "")
-    put(cluster.home / "state", "UNREACHABLE ACTIVE UNREACHABLE ACTIVE")
+    put(cluster.home / "state", "ACTIVE UNREACHABLE ACTIVE UNREACHABLE ACTIVE")
     code, out, err = cluster.run(*tpu(repository), PYTHONPATH="")
     assert code == 0, err
     assert actions(cluster) == ["ssh", "ssh", "ssh"] and "run: UNKNOWN: ERROR: there is no network" in out
     assert (cluster.home / "worker0" / "argv").read_text().count("\n") == 1
+
+
+def test_tpu_vm_says_at_once_that_gcloud_does_not_work(cluster: Cluster, repository: Path) -> None:
+    put(cluster.home / "state", "UNREACHABLE")
+    code, out, err = cluster.run(*tpu(repository), PYTHONPATH="")
+    assert (code, out, actions(cluster)) == (2, "", [])
+    assert err == "error: gcloud does not tell whether run is there: UNKNOWN: ERROR: there is no network\n"
 
 
 def test_tpu_vm_says_that_its_request_failed(cluster: Cluster, repository: Path) -> None:
@@ -225,7 +232,7 @@ def test_tpu_vm_says_that_its_request_failed(cluster: Cluster, repository: Path)
 def test_tpu_vm_asks_again_for_a_slice_that_was_taken_away(cluster: Cluster, repository: Path) -> None:
     workers_end_with(cluster, "slow 0", "slow 0")
     put(cluster.home / "lose", "")
-    put(cluster.home / "state", "ACTIVE SUSPENDED")  # there at first, then lost with the connection
+    put(cluster.home / "state", "ACTIVE ACTIVE SUSPENDED")  # there at first, then lost with the connection
     code, out, err = cluster.run(*tpu(repository, "--spot"), PYTHONPATH="")
     assert code == 0, err
     assert actions(cluster) == ["ssh", "ssh", "delete", "create", "ssh", "ssh"]
