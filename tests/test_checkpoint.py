@@ -122,6 +122,11 @@ def change_bytes(file: Path) -> None:
     file.write_bytes(bytes(byte ^ 0x55 for byte in file.read_bytes()))
 
 
+def empty(*names: str) -> Callable[[Path], None]:
+    """Files without a byte, as a machine that lost power leaves them."""
+    return lambda path: [file.write_bytes(b"") for name in names for file in path.glob(name) if file.is_file()]
+
+
 def set_metadata(**changes) -> Callable[[Path], None]:
     def change(path: Path) -> None:
         file = path / "_CHECKPOINT_METADATA"
@@ -153,6 +158,15 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "arrays cut": lambda path: [cut(file) for file in path.rglob("d/*") if file.is_file()],
     "arrays changed": lambda path: [change_bytes(file) for file in path.rglob("d/*") if file.is_file()],
     "arrays gone": lambda path: [file.unlink() for file in path.rglob("d/*") if file.is_file()],
+    "metadata empty": empty("_CHECKPOINT_METADATA"),
+    "tree empty": empty("state/_METADATA"),
+    "types empty": empty("state/array_metadatas/process_0"),
+    "index empty": empty("state/manifest.ocdbt"),
+    "index of a process empty": empty("state/ocdbt.process_0/manifest.ocdbt", "state/d/*"),
+    "arrays empty": empty("state/ocdbt.process_0/d/*"),
+    "every file empty": empty("**/*"),
+    "arrays' folder gone": lambda path: shutil.rmtree(path / "state" / "ocdbt.process_0"),
+    "index's folder gone": lambda path: shutil.rmtree(path / "state" / "d"),
     "state gone": damage_by_deletion,
     "a file in its place": lambda path: (shutil.rmtree(path), path.write_text("")),
     "an empty folder": lambda path: (shutil.rmtree(path), path.mkdir()),

@@ -6,14 +6,17 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from training_fakes import same
 
-from ediffi_jax.training import checkpoint
+from ediffi_jax.training import checkpoint, goodput
 
 V1 = Path(__file__).parent / "fixtures" / "checkpoint_v1"
 RECIPE = """
@@ -23,7 +26,6 @@ from training_fakes import small_config
 
 def get_config(arguments):
     config = small_config()
-    config.model.channels = 16
     config.phases = ({{"steps": 60, "cuts": (), "parents": ()}}, {{"steps": 30, "cuts": (0.5,), "parents": (0, 0)}})
     config.save_every = 7
     return config
@@ -37,9 +39,10 @@ def recipe(tmp_path_factory) -> Path:
     return path
 
 
-def start(verb: str, *words: str) -> subprocess.Popen:
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", f"launch.{verb}", *words]
+def start(verb: str, *words: str, **variables: str) -> subprocess.Popen:
+    """A verb as a process of its own; see `small_launch` for what is small and slow in it."""
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "EDIFFI_TEST_BATCH_SECONDS": "0.02", **variables}
+    command = [sys.executable, "-u", str(Path(__file__).parent / "small_launch.py"), verb, *words]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -57,6 +60,15 @@ def wait_for_step(process: subprocess.Popen, step: int) -> None:
     pytest.fail(f"ended before step {step}: {process.stderr.read()}")
 
 
+def kill_while_saving(process: subprocess.Popen, workdir: Path) -> None:
+    """SIGKILL as soon as a checkpoint is half-written."""
+    while process.poll() is None:
+        if any(checkpoint.TEMPORARY in path.name for path in (workdir / "checkpoints").glob("*")):
+            process.kill()
+            break
+    assert finish(process)[0] == -signal.SIGKILL
+
+
 @pytest.mark.slow
 def test_killed_and_terminated_it_ends_where_an_undisturbed_run_ends(recipe: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -71,7 +83,8 @@ def test_killed_and_terminated_it_ends_where_an_undisturbed_run_ends(recipe: Pat
     killed_at = checkpoint.committed_steps(broken / "checkpoints")[-1]
     assert 7 <= killed_at < 60
 
-    process = start("train", f"--workdir={broken}")  # the config comes from the workdir
+    kill_while_saving(start("train", f"--workdir={broken}"), broken)  # the config comes from the workdir
+    process = start("train", f"--workdir={broken}")
     wait_for_step(process, killed_at + 12)
     process.send_signal(signal.SIGTERM)
     code, out, err = finish(process)
@@ -85,9 +98,71 @@ def test_killed_and_terminated_it_ends_where_an_undisturbed_run_ends(recipe: Pat
     assert same(*ends)
     steps = [json.loads(line)["step"] for line in (broken / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 91))
+    assert "4 starts" in goodput.report(str(broken))
 
 
-def test_branch_then_train_from_the_workdir_alone(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.pod
+def test_killed_at_twenty_random_moments(recipe: Path, tmp_path: Path) -> None:
+    """Half of them while a checkpoint is being written; the other half at any step, up to 50 ms later."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    words = [f"--config={recipe}", "--config.phases.0.steps=150", "--config.phases.1.steps=250", "--config.save_every=3"]
+    assert finish(start("train", *words, f"--workdir={whole}"))[0] == 0
+    random, left = np.random.default_rng(0), 0
+    for kill in range(20):
+        process = start("train", *words, f"--workdir={broken}")
+        if kill % 2:
+            kill_while_saving(process, broken)
+            left += any(checkpoint.TEMPORARY in path.name for path in (broken / "checkpoints").iterdir())
+        else:
+            saved = checkpoint.committed_steps(broken / "checkpoints")
+            wait_for_step(process, (saved[-1] if saved else 0) + int(random.integers(1, 9)))
+            time.sleep(random.uniform(0, 0.05))
+            process.kill()
+            assert finish(process)[0] == -signal.SIGKILL, "it ended before it was killed"
+    assert left >= 5, "too few of the kills came while a checkpoint was being written"
+    code, _, err = finish(start("train", *words, f"--workdir={broken}"))
+    assert code == 0, err
+    assert same(*(checkpoint.load_tree(checkpoint.newest(workdir)) for workdir in (whole, broken)))
+    rows = [[json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (whole, broken)]
+    assert [row["step"] for row in rows[1]] == list(range(1, 401))
+    assert [row["loss/0"] for row in rows[0]] == [row["loss/0"] for row in rows[1]]
+
+
+@pytest.mark.slow
+def test_a_data_source_that_hangs_ends_with_42_and_the_next_start_goes_on(recipe: Path, tmp_path: Path) -> None:
+    words = [f"--config={recipe}", f"--workdir={tmp_path}", "--steps=0", "--config.hang_minutes=0.15"]
+    code, out, err = finish(start("train", *words, EDIFFI_TEST_HANG_AT="400"))
+    assert code == 42
+    assert "error: hung: 'data' has not ended for 0.15" in err, err
+    line = err.index("minutes (config.hang_minutes); exit code 42")
+    assert "Thread" in err[line:] and "slow_batch" in err[line:] and "loop.py" in err[line:]
+    assert checkpoint.newest(tmp_path).name == "49"
+    code, _, err = finish(start("train", *words[:3]))
+    assert code == 0, err
+
+
+@pytest.mark.pod
+def test_where_one_of_two_processes_stops_the_other_ends_with_42(recipe: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [f"--config={recipe}", f"--workdir={tmp_path}", "--steps=100000", "--config.hang_minutes=0.15"]
+    words += ["--config.save_every=0", "--distributed", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    processes = [start("train", *words, f"--process_id={index}") for index in range(2)]
+    try:
+        wait_for_step(processes[0], 5)
+        processes[1].send_signal(signal.SIGSTOP)
+        code, _, err = finish(processes[0])
+        assert code == 42, err
+        assert "error: hung: 'step' has not ended for 0.15" in err
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+
+def test_branch_then_train_from_the_workdir_alone(recipe: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     shorter = ["--config.phases.0.steps=2", "--config.phases.1.steps=1"]
     code, _, err = finish(start("train", f"--config={recipe}", f"--workdir={old}", *shorter))
@@ -99,8 +174,8 @@ def test_branch_then_train_from_the_workdir_alone(recipe: Path, tmp_path: Path) 
     code, _, err = finish(start("train", f"--workdir={new}", "--steps=2"))
     assert code == 0, err
     assert checkpoint.newest(new).name == "5"
-    code, _, err = finish(start(*branch[:3], "--cuts=0.5,0.25"))
-    assert code == 2 and err.strip().splitlines()[-1].startswith("error: ")
+    code, err = run_here("branch", [*branch[1:3], "--cuts=0.5,0.25"], monkeypatch, capsys)
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from ediffi_jax.training.errors import ConfigError
 
+FLUSH = 20.0  # seconds after which TensorBoard sees what is new
 Pixels = UInt8[np.ndarray, "h w 3"]
 
 
@@ -105,21 +107,38 @@ class Files(Observer):
 
 
 class TensorBoard(Observer):
-    """Event files for TensorBoard, written without TensorFlow."""
+    """Event files for TensorBoard, without TensorFlow; written by this thread, as another that dies of a full disk hangs us."""
 
     def __init__(self, workdir: epath.Path, step: int) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        folder = workdir / "tensorboard"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._event, self._flushed = Event, time.monotonic()
+        self._writer = EventsWriter(str(folder / "events"))
+        if step:  # what was written after this step comes again
+            log = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(wall_time=time.time(), step=step + 1, session_log=log))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds scalars."""
+        from tensorboardX import summary
+
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._add(step, summary.scalar(name, value))
+        if time.monotonic() - self._flushed > FLUSH:
+            self._writer.flush()
+            self._flushed = time.monotonic()
 
     def image(self, step: int, name: str, pixels: Pixels) -> None:
         """Adds a picture."""
-        self._writer.add_image(name, pixels, step, dataformats="HWC")
+        from tensorboardX import summary
+
+        self._add(step, summary.image(name, pixels, dataformats="HWC"))
+
+    def _add(self, step: int, told: Any) -> None:
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=told))
 
     def close(self) -> None:
         """Flushes the event file."""

@@ -33,6 +33,7 @@ from ediffi_jax.training.storage import writing
 
 BEAT = 10.0  # seconds between two signs of life
 SILENCE = 60.0  # of an owner that cannot be looked at, until it counts as dead
+_HELD: set[str] = set()  # claims of this process whose runs have not ended: it may train more than once
 
 
 @contextlib.contextmanager
@@ -85,6 +86,7 @@ class Ownership:
             for number in claims.numbers(self._folder):
                 if number < self._number:
                     claims.place(self._folder, number).unlink(missing_ok=True)
+            _HELD.add(str(claims.place(self._folder, self._number)))
 
     def _await_end(self, number: int) -> None:
         """Returns when the owner of this number is known to be done or dead. Raises TrainingError if it is alive."""
@@ -93,7 +95,8 @@ class Ownership:
         if told.get("released"):
             return
         if told.get("machine") == machine():
-            if alive(told["pid"], told["started"]):
+            ended_here = told["pid"] == os.getpid() and str(claims.place(self._folder, number)) not in _HELD
+            if alive(told["pid"], told["started"]) and not ended_here:
                 raise self._refusal(told)
             return
         who = f"{told.get('host', '?')}, process {told.get('pid', '?')}"
@@ -138,6 +141,7 @@ class Ownership:
     def release(self) -> None:
         """Lets go, so that the next run need not wait."""
         self._done.set()
+        _HELD.discard(str(claims.place(self._folder, self._number)))
         if self._thread.ident:
             self._thread.join(timeout=BEAT)
         with contextlib.suppress(OSError, TrainingError):
