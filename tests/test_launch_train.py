@@ -41,7 +41,7 @@ def recipe(tmp_path_factory) -> Path:
 
 def start(verb: str, *words: str, **variables: str) -> subprocess.Popen:
     """A verb as a process of its own; see `small_launch` for what is small and slow in it."""
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "EDIFFI_TEST_BATCH_SECONDS": "0.02", **variables}
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "EDIFFI_TEST_BATCH_SECONDS": "0.02"} | variables
     command = [sys.executable, "-u", str(Path(__file__).parent / "small_launch.py"), verb, *words]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -105,7 +105,7 @@ def test_killed_and_terminated_it_ends_where_an_undisturbed_run_ends(recipe: Pat
 def test_killed_at_twenty_random_moments(recipe: Path, tmp_path: Path) -> None:
     """Half of them while a checkpoint is being written; the other half at any step, up to 50 ms later."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    words = [f"--config={recipe}", "--config.phases.0.steps=150", "--config.phases.1.steps=250", "--config.save_every=3"]
+    words = [f"--config={recipe}", "--config.phases.0.steps=150", "--steps=250", "--config.save_every=3"]
     assert finish(start("train", *words, f"--workdir={whole}"))[0] == 0
     random, left = np.random.default_rng(0), 0
     for kill in range(20):
@@ -123,9 +123,10 @@ def test_killed_at_twenty_random_moments(recipe: Path, tmp_path: Path) -> None:
     code, _, err = finish(start("train", *words, f"--workdir={broken}"))
     assert code == 0, err
     assert same(*(checkpoint.load_tree(checkpoint.newest(workdir)) for workdir in (whole, broken)))
-    rows = [[json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (whole, broken)]
-    assert [row["step"] for row in rows[1]] == list(range(1, 401))
-    assert [row["loss/0"] for row in rows[0]] == [row["loss/0"] for row in rows[1]]
+    lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (whole, broken)]
+    losses = [[(row["step"], row["loss/0"]) for row in map(json.loads, each)] for each in lines]
+    assert [step for step, _ in losses[1]] == list(range(1, 401))
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.slow

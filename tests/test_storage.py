@@ -35,11 +35,11 @@ class AtStep5(Observer):
     """Does something once the checkpoint of step 3, written in the background, is complete."""
 
     def __init__(self, workdir: Path, act: Callable[[], None]) -> None:
-        self.saved, self.act = workdir / "checkpoints" / "3", act
+        self.checkpoint, self.act = workdir / "checkpoints" / "3", act
 
     def tick(self, step: int) -> None:
         if step == 5:
-            while not self.saved.exists():
+            while not self.checkpoint.exists():
                 time.sleep(0.01)
             self.act()
 

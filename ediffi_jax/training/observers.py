@@ -107,7 +107,7 @@ class Files(Observer):
 
 
 class TensorBoard(Observer):
-    """Event files for TensorBoard, without TensorFlow; written by this thread, as another that dies of a full disk hangs us."""
+    """Event files for TensorBoard, without TensorFlow or a writing thread: one that dies of a full disk hangs us."""
 
     def __init__(self, workdir: epath.Path, step: int) -> None:
         from tensorboardX.event_file_writer import EventsWriter
