@@ -3,10 +3,11 @@
 import dataclasses
 import itertools
 
+import cv2
 import numpy as np
 import pytest
 
-from ediffi_jax.data import loader, scenes, sources, views
+from ediffi_jax.data import batches, loader, scenes, sources, views
 from ediffi_jax.data.loader import LoaderError, Part, make_loader
 from ediffi_jax.data.scenes.builder import ScenesConfig, location, prepare
 from ediffi_jax.data.sources import open_tfds
@@ -89,7 +90,7 @@ def test_captions_leave_the_style_out_only_where_the_picture_tells_it(folder):
     for clip_resolution in (16, 0):
         loader = make(folder, batch=NUMBER, clip_resolution=clip_resolution)
         batch, captions = loader.batch(0), loader.captions(0)
-        order = [int(loader._assemble.order[position]) for position in range(NUMBER)]
+        order = [loader._assemble.order(position)[1] for position in range(NUMBER)]
         for row, number in enumerate(order):
             scene = stored[number]
             assert ("style" in captions[row]) == (scene.style != "flat" and (scene.named_style or not clip_resolution))
@@ -242,7 +243,7 @@ def test_a_tfds_folder_by_path_and_pictures_of_other_sizes(folder):
 
 
 def test_damaged_pictures_are_named():
-    with pytest.raises(LoaderError, match="not a readable PNG or JPEG"):
+    with pytest.raises(LoaderError, match="not a readable PNG, JPEG or WebP"):
         views.decode(b"\x89PNG no")
 
 
@@ -259,3 +260,36 @@ def test_layout_positions_cover_the_batch_once():
         ]
         positions = [p for layout in layouts for p in layout.positions(100)]
         assert sorted(positions) == list(range(100, 100 + experts * batch))
+
+
+class Pairs:
+    """A source of records without scenes: an odd stripe pattern each, so that a mirrored one is known."""
+
+    split = "train"
+
+    def __len__(self):
+        return 40
+
+    def read(self, numbers):
+        ramp = np.linspace(0, 200, 16, dtype=np.uint8)
+        found = [np.repeat(ramp[None, :, None], 16, 0) + np.full(3, number, np.uint8) for number in numbers]
+        encode = [cv2.imencode(".png", picture)[1].tobytes() for picture in found]
+        return [sources.Record(encoded=png, caption=str(number)) for png, number in zip(encode, numbers, strict=True)]
+
+
+def test_half_of_the_pictures_are_mirrored_where_asked_and_all_views_of_one_alike(folder):
+    def batch(flip, training=True):
+        sizes = views.Views(source=16, resolution=16, low=4, crop=8, clip=8)
+        data = [batches.DataSet(name="pairs", source=Pairs())]
+        layout = loader.Layout(num_experts=1, batch_size=40)
+        assemble = batches.RecordAssembler(data=data, sizes=sizes, layout=layout, seed=0, training=training, flip=flip)
+        return assemble(0)[0]
+
+    plain, flipped = batch(False), batch(True)
+    mirrored = flipped["image"][0, :, 0, 0, 0] > flipped["image"][0, :, 0, -1, 0]
+    assert 10 < mirrored.sum() < 30
+    for name in ("image", "low_res", "clip_pixels"):
+        for before, after, turned in zip(plain[name][0], flipped[name][0], mirrored, strict=True):
+            assert np.array_equal(after, before[:, ::-1] if turned else before)
+    assert same(batch(True, training=False), batch(False, training=False))
+    assert same(make(folder, flip=True).batch(0), make(folder).batch(0))  # scenes' captions say left and right

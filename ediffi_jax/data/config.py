@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ediffi_jax import errors
-from ediffi_jax.data import sources
+from ediffi_jax.data import mixture, sources
+from ediffi_jax.data.batches import DataSet
 from ediffi_jax.data.views import LoaderError, Views
 
 
@@ -16,7 +17,8 @@ class DataConfig:
     """The `data` part of a run's config.
 
     Attributes:
-        name: "scenes", "synthetic" (random tensors, no files), or the folder of a TFDS data set.
+        name: "scenes", "synthetic" (random tensors, no files), the folder of a TFDS data set, or a mixture of
+            such: "NAME:0.7,NAME:0.3".
         dir: where the scenes are kept; "" is a folder in the user's cache.
         resolution: side in pixels of the full picture that the stage makes.
         low_resolution: side of the picture it starts from; 0 for a base model.
@@ -26,8 +28,11 @@ class DataConfig:
         clip_resolution: side of `clip_pixels`; 0 for none.
         workers: processes that read and decode; 0 for threads in this one.
         captions: phrasings of a scene that training draws from; 0 for a new one each time.
-        embeddings: folder of `launch.encode`, instead of encoding in each step; "" for none.
+        embeddings: folder of `launch.encode`, instead of encoding in each step; "" for none. For a mixture one
+            for each data set, in their order: "FOLDER,FOLDER".
         record_ids: training batches say which records they are made of.
+        flip: mirror half of the pictures in training (never scenes). Only for captions without left and right.
+        max_bad_fraction: share of the images whose records may be unusable, and are replaced, before the run ends.
     """
 
     name: str = "scenes"
@@ -42,6 +47,8 @@ class DataConfig:
     captions: int = 0
     embeddings: str = ""
     record_ids: bool = False
+    flip: bool = False
+    max_bad_fraction: float = 0.01
 
     @classmethod
     def parse(cls, config: Mapping[str, Any]) -> DataConfig:
@@ -63,8 +70,38 @@ class DataConfig:
             clip=self.clip_resolution,
         )
 
+    @property
+    def embeddings_folders(self) -> tuple[str, ...]:
+        """The folder of each data set's embeddings, none without. Raises LoaderError if they are not as many."""
+        shares = mixture.parse(self.name)
+        folders = tuple(folder.strip() for folder in self.embeddings.split(",")) if self.embeddings else ()
+        if folders and len(folders) != len(shares):
+            raise LoaderError(
+                f"data.embeddings={self.embeddings!r} names {len(folders)} folders, data.name {len(shares)} data sets;"
+                " expected one folder for each"
+            )
+        return folders
+
+    def data_sets(self, split: str, prepare: bool) -> list[DataSet]:
+        """The data sets of a mixture, or the one there is, without embeddings; see `open`."""
+        shares = mixture.parse(self.name)
+        for share in shares if len(shares) > 1 else ():
+            if share.name == "synthetic":
+                raise LoaderError(f"config.data.name={self.name!r}: synthetic pictures cannot be mixed with others")
+        sets = []
+        for name, weight in ((share.name, share.weight) for share in shares):
+            source = dataclasses.replace(self, name=name).open(split, prepare)
+            sets.append(DataSet(name=name, source=source, weight=weight))
+        return sets
+
     def open(self, split: str, prepare: bool) -> sources.Source:
-        """The records of a split, written first if they are scenes and missing and `prepare` allows."""
+        """The records of a split, written first if they are scenes and missing and `prepare` allows.
+
+        Raises:
+            LoaderError: a mixture, a data set that is not there or cannot be used, or no such split.
+        """
+        if len(mixture.parse(self.name)) > 1:
+            raise LoaderError(f"config.data.name={self.name!r} is a mixture; expected one data set, each by itself")
         if self.name == "scenes":
             return sources.open_scenes(self.dir, split, self.source_resolution, self.num_scenes, prepare)
         if not self.name:

@@ -29,7 +29,7 @@ COPIES = 8  # from an object store at once
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """A stored picture still encoded, its caption, and the scene's JSON ("" if it is no scene).
+    """A stored picture still encoded, its caption, the scene's JSON ("" if it is no scene), and an id if there is one.
 
     `captions` are all that the picture has, where a data set keeps several; the first of them is `caption`.
     """
@@ -38,6 +38,7 @@ class Record:
     caption: str
     scene: str = ""
     captions: tuple[str, ...] = ()
+    id: str = ""
 
     @property
     def varied(self) -> bool:
@@ -80,7 +81,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, numbers: Sequence[int]) -> list[Record]:
-        """The records of these numbers, in this order."""
+        """The records of these numbers, in this order; raises LoaderError if one is damaged."""
         ...
 
 
@@ -120,17 +121,26 @@ class TfdsSource:
         return {"folder": self.folder, "split": self.split}
 
     def read(self, numbers: Sequence[int]) -> list[Record]:
-        """The records of these numbers, in this order."""
-        rows = self._data.__getitems__([int(number) for number in numbers])
-        return [
-            Record(
-                encoded=row["image"],
-                caption=row["caption"].decode(),
-                scene=row["scene"].decode() if "scene" in row else "",
-                captions=tuple(text.decode() for text in row["captions"]) if self._several else (),
-            )
-            for row in rows
-        ]
+        """The records of these numbers, in this order; raises LoaderError if one is damaged."""
+        try:
+            rows = self._data.__getitems__([int(number) for number in numbers])
+            return [
+                Record(
+                    encoded=row["image"],
+                    caption=row["caption"].decode(),
+                    scene=row["scene"].decode() if "scene" in row else "",
+                    captions=tuple(text.decode() for text in row["captions"]) if self._several else (),
+                    id=_text(row.get("id", "")),
+                )
+                for row in rows
+            ]
+        except (RuntimeError, ValueError) as error:  # ArrayRecord's checksums; a caption that is not UTF-8
+            raise LoaderError(f"a stored record is damaged: {str(error).splitlines()[0]}") from error
+
+
+def _text(value: bytes | str | int) -> str:
+    """An id, of whatever type, for people."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def open_tfds(folder: str | os.PathLike[str], split: str) -> TfdsSource:

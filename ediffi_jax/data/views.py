@@ -26,10 +26,13 @@ class LoaderError(errors.UserError):
 
 
 def decode(encoded: bytes) -> Picture:
-    """PNG or JPEG bytes -> uint8 RGB [h, w, 3]; raises `LoaderError` if it is neither."""
-    picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    """PNG, JPEG or WebP bytes -> uint8 RGB [h, w, 3]; raises `LoaderError` if they are none, cut off or too large."""
+    try:
+        picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # no bytes, or more pixels than OpenCV takes
+        picture = None
     if picture is None:
-        raise LoaderError(f"a record's picture ({len(encoded)} bytes) is not a readable PNG or JPEG")
+        raise LoaderError(f"a record's picture ({len(encoded)} bytes) is not a readable PNG, JPEG or WebP")
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
@@ -106,18 +109,14 @@ class Views:
 
     def cut(self, picture: Picture, rng: np.random.Generator) -> dict[str, Picture]:
         """One stored picture -> the arrays of `shapes`; `rng` places the crop."""
-        full = shrink(picture, self.resolution)
-        views = {"image": full}
-        if self.low:
-            views["low_res"] = shrink(full, self.low)
+        image = shrink(picture, self.resolution)
         if self.crop and self.crop < self.resolution:
             steps = (self.resolution - self.crop) // self.factor + 1
-            row, column = rng.integers(steps, size=2)
-            for name, scale in (("image", self.factor), ("low_res", 1)):
-                if name in views:
-                    side = self.crop * scale // self.factor
-                    y, x = row * scale, column * scale
-                    views[name] = views[name][y : y + side, x : x + side]
+            y, x = rng.integers(steps, size=2) * self.factor
+            image = image[y : y + self.crop, x : x + self.crop]
+        views = {"image": image}
+        if self.low:
+            views["low_res"] = shrink(image, self.side // self.factor)
         if self.clip:
             views["clip_pixels"] = shrink(picture, self.clip)
         return views

@@ -29,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "conditioning": {"clip_text": 0.2, "t5": 0.25, "clip_image": 0.9},  # drop rates
     "encoders": "scenes",  # bundled name or folder
     "data": {
-        "name": "scenes",  # "synthetic" needs no files
+        "name": "scenes",  # "synthetic" needs no files; "A:0.7,B:0.3" mixes data sets
         "dir": "",  # where records are kept; "" is the default cache folder
         "resolution": 64,  # of what the model sees
         "low_resolution": 0,  # of the picture it upsamples; 0 for a base model
@@ -41,6 +41,8 @@ DEFAULTS: dict[str, Any] = {
         "captions": 0,  # phrasings of a scene that training draws from; 0 for a new one each time
         "embeddings": "",  # folder of launch.encode; "" encodes in each step
         "record_ids": False,  # note in workdir/records which records each step trained on
+        "flip": False,  # mirror half of the pictures; only where no caption says left or right
+        "max_bad_fraction": 0.01,  # of images whose records cannot be used and are replaced, before the run ends
     },
     "batch_size": 64,
     "accumulate": 1,  # parts a batch is worked off in: only one part's activations are in memory

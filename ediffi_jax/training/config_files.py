@@ -28,7 +28,7 @@ PACKAGE = Path(ediffi_jax.__file__).resolve().parent
 # Keys that may differ when a run goes on: they change what is observed and where it runs, not what is learned.
 FREE = ("log_every", "eval_every", "eval_batches", "save_every", "sample_every", "keep", "profile", "wandb",
         "nonfinite", "rollbacks", "hang_minutes", "mesh", "accumulate", "steps_per_call", "data.dir", "data.workers",
-        "data.embeddings", "data.record_ids", "sampler", "aug.level")  # fmt: skip
+        "data.embeddings", "data.record_ids", "data.max_bad_fraction", "sampler", "aug.level")  # fmt: skip
 
 
 def load(spec: str) -> ConfigDict:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from ediffi_jax.data import sources, views
 from ediffi_jax.data.embedding_rows import SEQUENCES, digest
@@ -60,10 +61,18 @@ class Part:
         ]
         pixels = None
         if pictures:
-            fitted = (self.sizes.fit(views.decode(record.encoded)) for record in records)
-            pixels = np.stack([views.shrink(picture, self.sizes.clip) for picture in fitted])
+            pairs = zip(numbers, records, strict=True)
+            pixels = np.stack([self._picture(number, record) for number, record in pairs])
         keys = [digest(record.caption, record.identity) for record in records for _ in range(count)]
         return Material(keys=keys, tokens=self.encoders.tokenize(texts), pixels=pixels)
+
+    def _picture(self, number: int, record: sources.Record) -> views.Picture:
+        """What CLIP sees; black if it cannot be used: training then takes another record and reads no row of this."""
+        try:
+            return views.shrink(self.sizes.fit(views.decode(record.encoded)), self.sizes.clip)
+        except views.LoaderError as error:
+            logging.warning("record %d %s cannot be used: %s", number, record.id, error)
+            return np.zeros((self.sizes.clip, self.sizes.clip, 3), np.uint8)
 
 
 def rows_of(material: Material, embedder: Embedder) -> tuple[list[bytes], dict[str, Any]]:

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from ediffi_jax import encoders
 from ediffi_jax.compilation import compute_dtype
 from ediffi_jax.conditioning import ConditioningSpec
+from ediffi_jax.data.config import DataConfig
 from ediffi_jax.data.embeddings import Store
 from ediffi_jax.data.folders import inside
 from ediffi_jax.encoders.sharding import weight_axes
@@ -62,7 +63,7 @@ def open_encoders(config: ConfigDict) -> FrozenEncoders:
     """
     if not config.data.embeddings or not config.encoders or is_here(config.encoders):
         return load_encoders(config.encoders, weights=False, dtype=compute_dtype(config.compute_dtype))
-    about = Store.open(inside(config.data.embeddings, "train")).about
+    about = Store.open(inside(DataConfig.parse(config.data).embeddings_folders[0], "train")).about
     if jax.process_index() == 0:
         logging.warning(
             "encoders %r are not on this machine: sizes and fingerprint %s are those of the embeddings in %r",
