@@ -50,9 +50,9 @@ def measure(topology: str, data: int, captions: int, int8: bool) -> dict[str, An
     t5, clip = ((rows(n, dtype=jnp.int32), rows(n, dtype=jnp.bool_)) for n in (MAX_T5_TOKENS, 77))
     tokens = Tokens(t5_ids=t5[0], t5_mask=t5[1], clip_ids=clip[0], clip_mask=clip[1])
     began = time.monotonic()
-    memory = {"text": machine._text.lower(placed, tokens).compile().memory_analysis()}
+    memory = {"text": machine.text.lower(placed, tokens).compile().memory_analysis()}
     seconds = time.monotonic() - began
-    memory["pictures"] = machine._picture.lower(placed, rows(224, 224, 3, dtype=jnp.uint8)).compile().memory_analysis()
+    memory["pictures"] = machine.picture.lower(placed, rows(224, 224, 3, dtype=jnp.uint8)).compile().memory_analysis()
     leaves = jax.tree.leaves(placed)
     weights = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
     beside = {

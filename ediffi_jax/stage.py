@@ -147,8 +147,7 @@ class Stage:
             CascadeError, SamplerError, PaintError: settings that cannot be, low_res or paint missing or out of place.
         """
         settings = settings or self.spec.sampler
-        guided = settings.guidance != 0.0
-        null = null if guided else None
+        null = null if settings.guidance != 0.0 else None
         inputs = self._inputs(conditioning, null, settings.guidance, low_res, aug_level, paint, style_weight)
         single = callback is not None or bool(self.devices) and keys.shape[0] % len(self.devices) != 0
         weight = inputs.pop("weight")
@@ -159,12 +158,44 @@ class Stage:
                 self._place(inputs, single, PartitionSpec("batch")),
                 self._place(keys, single, PartitionSpec("batch")),
                 noise_grid(settings),
-                sampler=samplers.get(settings.name),
-                guided=guided,
-                threshold=settings.threshold,
-                interval=settings.interval,
+                **_static(settings),
                 observed=callback is not None,
             )
+
+    def trace(
+        self,
+        conditioning: Conditioning,
+        keys: jax.ShapeDtypeStruct,
+        *,
+        low_res: jax.ShapeDtypeStruct | None = None,
+        settings: SamplerSpec | None = None,
+    ) -> jax.stages.Traced:
+        """The program of `sample` traced for shapes, to be lowered and compiled for devices that nobody has.
+
+        Args:
+            conditioning, keys, low_res: as in `sample`, with `jax.ShapeDtypeStruct` leaves; all rows lie where `keys`
+                do. So are the stage's parameters, each expert's lying where its stack does.
+            settings: sampler, steps, grid, guidance; default the stage's.
+
+        Raises:
+            CascadeError, SamplerError: as `sample`.
+        """
+        settings = settings or self.spec.sampler
+
+        def inputs(cond: Conditioning, low_res: Array | None) -> dict[str, Any]:
+            return self._inputs(cond, None, settings.guidance, low_res, None)
+
+        def lay(leaf: Any, shape: tuple[int, ...], like: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=like.sharding)
+
+        rows = jax.eval_shape(inputs, conditioning, low_res)
+        weight = rows.pop("weight")
+        one = jax.tree.map(lambda leaf: lay(leaf, leaf.shape[1:], leaf), self.params)
+        placed = jax.tree.map(lambda leaf: lay(leaf, leaf.shape, keys), rows)
+        params = (one,) * self.ensemble.num_experts
+        return self._program.trace(
+            params, weight, placed, keys, noise_grid(settings), **_static(settings), observed=False
+        )  # fmt: skip
 
     def _inputs(
         self,
@@ -294,6 +325,16 @@ class Stage:
             return jax.device_put(tree, self.devices[0])
         mesh = jax.make_mesh((len(self.devices),), ("batch",), axis_types=(AxisType.Auto,), devices=self.devices)
         return jax.device_put(tree, NamedSharding(mesh, spec))
+
+
+def _static(settings: SamplerSpec) -> dict[str, Any]:
+    """What of the settings a compiled program is made for."""
+    return {
+        "sampler": samplers.get(settings.name),
+        "guided": settings.guidance != 0.0,
+        "threshold": settings.threshold,
+        "interval": settings.interval,
+    }
 
 
 def noise_grid(settings: SamplerSpec) -> Float[np.ndarray, "n"]:

@@ -11,9 +11,11 @@ import dataclasses
 import math
 import re
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import jax
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from ediffi_jax.errors import nearest
@@ -21,7 +23,6 @@ from ediffi_jax.planning.chips import Chip
 from ediffi_jax.planning.collectives import Collective, collective_bytes
 from ediffi_jax.planning.errors import PlanError
 from ediffi_jax.planning.hlo_flops import hlo_flops
-from ediffi_jax.planning.program import TrainProgram
 
 # "Used 21.32G of 15.75G hbm. Exceeded hbm capacity by 5.57G."
 TOO_LARGE = re.compile(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
@@ -29,6 +30,24 @@ TOO_LARGE = re.compile(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
 # collectives are the same, memory is up to a fifth less.
 EFFORTS = {"quick": -1.0, "full": 0.0}
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class Program(Protocol):
+    """Something that can be compiled, and what its arguments are."""
+
+    @property
+    def mesh(self) -> Mesh:
+        """Devices to compile for."""
+        ...
+
+    @property
+    def held(self) -> Mapping[str, PyTree]:
+        """The arguments as shapes with placements, by the fields of `Memory` that they count for."""
+        ...
+
+    def lower(self) -> Any:
+        """Traced and lowered for the mesh's devices."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,11 +61,11 @@ class Memory:
         code: of the program.
     """
 
-    parameters: int
-    ema: int
-    optimizer: int
-    encoders: int
-    batch: int
+    parameters: int = 0
+    ema: int = 0
+    optimizer: int = 0
+    encoders: int = 0
+    batch: int = 0
     temporaries: int
     results: int
     code: int
@@ -56,11 +75,15 @@ class Memory:
         """All of it."""
         return sum(dataclasses.astuple(self))
 
-    @property
-    def traffic(self) -> int:
-        """The least that passes between HBM and the cores: arguments read, state and temporaries also written."""
+    def traffic(self, reads: float = 1.0, writes: float = 1.0) -> float:
+        """The least that passes between HBM and the cores: arguments are read, temporaries also written.
+
+        Args:
+            reads: how often the whole state (parameters, EMA, moments) is read.
+            writes: how often it is written; 0 where nothing is trained.
+        """
         state = self.parameters + self.ema + self.optimizer
-        return 2 * state + self.encoders + self.batch + 2 * self.temporaries + self.results
+        return (reads + writes) * state + self.encoders + self.batch + 2 * self.temporaries + self.results
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +112,9 @@ class Measured:
         return self.memory is not None
 
 
-def measure(program: TrainProgram, chip: Chip, model_flops: int, effort: str = "quick") -> Measured:
+def measure(
+    program: Program, chip: Chip, model_flops: int, effort: str = "quick", executed: float = 1.0
+) -> Measured:
     """Compiles `program` for its mesh.
 
     Args:
@@ -97,6 +122,8 @@ def measure(program: TrainProgram, chip: Chip, model_flops: int, effort: str = "
         chip: what the mesh's devices are, or are parts of.
         model_flops: of a step without rematerialisation.
         effort: one of `EFFORTS`.
+        executed: the share of the program's FLOPs that a run executes, less than 1 where of its conditionals not always
+            the heaviest branch is taken.
 
     Raises:
         PlanError: an unknown effort; the compiler fails for another reason than memory.
@@ -116,22 +143,21 @@ def measure(program: TrainProgram, chip: Chip, model_flops: int, effort: str = "
     text = compiled.as_text()
     memory = memory_of(program, compiled.memory_analysis(), chip.devices_per_chip)
     return Measured(
-        memory=memory, used=memory.used, compiled_flops=hlo_flops(text) * program.mesh.size, model_flops=model_flops,
+        memory=memory, used=memory.used, model_flops=model_flops,
+        compiled_flops=round(executed * hlo_flops(text) * program.mesh.size),
         collectives=tuple(collective_bytes(text, program.mesh)), compile_seconds=seconds,
     )  # fmt: skip
 
 
-def memory_of(program: TrainProgram, found: Any, devices: int) -> Memory:
+def memory_of(program: Program, found: Any, devices: int) -> Memory:
     """The compiler's figures of a device, as those of a chip with so many devices."""
-    state, temporaries = program.state, found.temp_size_in_bytes
+    temporaries = found.temp_size_in_bytes
     # What lives at once; the sum over all allocations may be more than there is, in a program that fits.
     peak = getattr(found, "peak_memory_in_bytes", 0)
     if peak > found.argument_size_in_bytes:
         temporaries = min(temporaries, peak - found.argument_size_in_bytes)
-    whole = {"parameters": state.params, "ema": state.ema, "optimizer": state.opt_state}
-    whole |= {"encoders": program.frozen, "batch": program.batch}
     return Memory(
-        **{name: devices * shard_bytes(tree) for name, tree in whole.items()},
+        **{name: devices * shard_bytes(tree) for name, tree in program.held.items()},
         temporaries=devices * temporaries,
         results=devices * max(0, found.output_size_in_bytes - found.alias_size_in_bytes),
         code=devices * found.generated_code_size_in_bytes,

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ediffi_jax.errors import nearest
@@ -24,6 +25,7 @@ from ediffi_jax.planning.program import TrainProgram, phase_of, train_program
 from ediffi_jax.planning.roofline import Roofline, bound
 from ediffi_jax.planning.topology import Topology
 from ediffi_jax.training.mesh import AXES
+from ediffi_jax.training.schedule import Phase
 
 GB = 1e9
 DAY = 86_400.0
@@ -140,10 +142,7 @@ def make_plan(
         UserError: what does not fit together, in one line.
     """
     chosen = phase_of(config, phase)
-    given = dict(mesh or {})
-    kept = {axis: 1 if size == -1 and -1 in given.values() else size for axis, size in config.mesh.items()}
-    sizes = {**kept, **given}
-    laid = make_mesh(topology, **mesh_sizes(sizes, chosen.num_experts, topology))
+    laid = mesh_of(config, chosen, topology, mesh)
     program = train_program(config, chosen, laid, embeddings)
     flops = model_flops(config, chosen, laid, embeddings)
     measured = measure(program, topology.chip, flops, effort)
@@ -151,6 +150,13 @@ def make_plan(
         topology=topology, program=program, measured=measured, roofline=roofline(measured, topology),
         steps=chosen.steps, embeddings=embeddings, remat=bool(config.model.get("remat", False)),
     )  # fmt: skip
+
+
+def mesh_of(config: ConfigDict, phase: Phase, topology: Topology, given: Mapping[str, int] | None = None) -> Mesh:
+    """A phase's devices: the recipe's sizes with those `given` in their place. Raises PlanError if they do not fit."""
+    given = dict(given or {})
+    kept = {axis: 1 if size == -1 and -1 in given.values() else size for axis, size in config.mesh.items()}
+    return make_mesh(topology, **mesh_sizes({**kept, **given}, phase.num_experts, topology))
 
 
 def read_mesh(text: str | None) -> dict[str, int]:
@@ -174,7 +180,7 @@ def mesh_sizes(sizes: Mapping[str, int], experts: int, topology: Topology) -> di
     return found
 
 
-def model_flops(config: ConfigDict, phase: Any, mesh: Any, embeddings: str) -> int:
+def model_flops(config: ConfigDict, phase: Phase, mesh: Mesh, embeddings: str) -> int:
     """Of a step of all experts, counted on a trace without rematerialisation."""
     plain = ConfigDict(config.to_dict())
     plain.model.remat = False
@@ -182,13 +188,19 @@ def model_flops(config: ConfigDict, phase: Any, mesh: Any, embeddings: str) -> i
     return global_flops(program.step, *program.arguments)
 
 
-def roofline(measured: Measured, topology: Topology) -> Roofline | None:
-    """The least time of a step; None if it does not fit."""
-    if measured.memory is None:
+def roofline(measured: Measured, topology: Topology, reads: float = 1.0, writes: float = 1.0) -> Roofline | None:
+    """The least time of a step; None if it does not fit, or the chip's speed is not stated.
+
+    Args:
+        measured: of one run.
+        topology: what it was compiled for.
+        reads, writes: of the state, as in `measuring.Memory.traffic`.
+    """
+    if measured.memory is None or not topology.chip.peak_flops:
         return None
     devices = topology.chip.devices_per_chip
     sent = {"ici": 0, "dcn": 0, "chip": 0}
     for one in measured.collectives:
         sent[one.network] += one.count * one.wire_bytes * devices
     flops = measured.compiled_flops / topology.chips
-    return bound(flops, measured.memory.traffic, sent["ici"], sent["dcn"], topology.chip)
+    return bound(flops, measured.memory.traffic(reads, writes), sent["ici"], sent["dcn"], topology.chip)

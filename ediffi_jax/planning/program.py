@@ -65,6 +65,12 @@ class TrainProgram:
         return self.phase.num_experts * self.batch_size
 
     @property
+    def held(self) -> dict[str, PyTree]:
+        """What lies on the devices between steps, and the batch."""
+        state = {"parameters": self.state.params, "ema": self.state.ema, "optimizer": self.state.opt_state}
+        return {**state, "encoders": self.frozen, "batch": self.batch}
+
+    @property
     def arguments(self) -> tuple[Any, ...]:
         """Of `step`."""
         return self.state, self.batch, self.frozen
@@ -101,15 +107,15 @@ def train_program(config: ConfigDict, phase: Phase, mesh: Mesh, embeddings: str 
     batch = batch_shapes(config, phase, encoders, embeddings)
     state = state_shapes(objective, optimizer, phase, batch)
     placed = batch_sharding(mesh)
-    live = isinstance(encoders, Encoders) and embeddings == "live"
+    params = encoders.params if isinstance(encoders, Encoders) and embeddings == "live" else {}
     return TrainProgram(
         step=make_train_step(
             objective=objective, optimizer=optimizer, ema=config.ema, phase=phase, mesh=mesh, seed=config.seed,
             accumulate=config.accumulate,
         ),  # fmt: skip
-        state=_placed(state, state_shardings(mesh, state)),
-        batch={name: _struct(leaf, placed) for name, leaf in batch.items()},
-        frozen=_placed(encoders.params, param_shardings(mesh, encoders.params, weight_axes(mesh))) if live else {},
+        state=placed_shapes(state, state_shardings(mesh, state)),
+        batch={name: struct(leaf, placed) for name, leaf in batch.items()},
+        frozen=placed_shapes(params, param_shardings(mesh, params, weight_axes(mesh))),
         phase=phase,
         mesh=mesh,
         batch_size=config.batch_size,
@@ -160,21 +166,28 @@ def batch_shapes(
     return batch | {name: jax.ShapeDtypeStruct((*lead, *leaf.shape[1:]), leaf.dtype) for name, leaf in stored.items()}
 
 
+def model_shapes(objective: Objective, batch: dict[str, Any]) -> PyTree:
+    """Parameters of one model, as shapes, for batches [E, B, ...]."""
+    example = {name: jax.ShapeDtypeStruct((SAMPLE, *leaf.shape[2:]), leaf.dtype) for name, leaf in batch.items()}
+    return jax.eval_shape(lambda example: objective.init(jax.random.key(0), example), example)
+
+
+def stacked_shapes(shapes: PyTree, experts: int) -> PyTree:
+    """The same of so many experts, [E, ...]."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((experts, *leaf.shape), leaf.dtype), shapes)
+
+
 def state_shapes(objective: Objective, optimizer: Any, phase: Phase, batch: dict[str, Any]) -> TrainState:
     """Parameters, EMA and moments of all experts of the phase, as shapes."""
-    example = {name: jax.ShapeDtypeStruct((SAMPLE, *leaf.shape[2:]), leaf.dtype) for name, leaf in batch.items()}
-
-    def fresh(example: dict[str, Any]) -> TrainState:
-        params = objective.init(jax.random.key(0), example)
-        stacked = jax.tree.map(lambda p: jnp.broadcast_to(p[None], (phase.num_experts, *p.shape)), params)
-        return create(stacked, optimizer)
-
-    return jax.eval_shape(fresh, example)
+    stacked = stacked_shapes(model_shapes(objective, batch), phase.num_experts)
+    return jax.eval_shape(lambda params: create(params, optimizer), stacked)
 
 
-def _struct(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+def struct(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    """A shape with a placement."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _placed(tree: PyTree, shardings: PyTree) -> PyTree:
-    return jax.tree.map(_struct, tree, shardings)
+def placed_shapes(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Shapes with placements, leaf by leaf."""
+    return jax.tree.map(struct, tree, shardings)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from ediffi_jax.planning.chips import Chip
 from ediffi_jax.planning.collectives import summary
+from ediffi_jax.planning.measuring import Measured, Memory
 from ediffi_jax.planning.plan import GB, Plan
+from ediffi_jax.planning.roofline import PARTS, Roofline
+from ediffi_jax.planning.topology import Topology
 from ediffi_jax.training.mesh import AXES
 
 EXPECTED = (0.3, 0.4, 0.5)  # shares of the peak that well-tuned runs reach: for days beyond the bound
@@ -14,7 +18,49 @@ EXPECTED = (0.3, 0.4, 0.5)  # shares of the peak that well-tuned runs reach: for
 
 def describe(plan: Plan) -> str:
     """All that is known, about thirty lines."""
-    return "\n".join([*_what(plan), *_memory(plan), *_work(plan), *_sent(plan), *_time(plan)])
+    sent = collective_lines(plan.measured, plan.topology.chip, "of a step") if plan.measured.fits else ()
+    return "\n".join([*_what(plan), *_memory(plan), *_work(plan), *sent, *_time(plan)])
+
+
+def where(topology: Topology) -> str:
+    """A topology by its names."""
+    slices = f"{topology.slices} slices of " if topology.slices > 1 else ""
+    return f"{slices}{topology.jax_name} ({topology.cloud_name}), {topology.chips} chips"
+
+
+def hbm_line(fits: bool, used: int, chip: Chip) -> str:
+    """Whether it fits."""
+    if not chip.hbm_bytes:
+        return f"memory of a device: {used / GB:.2f} GB; what a {chip.name} has is not stated"
+    there = f"{used / GB:.{2 if fits else 1}f} of {chip.hbm_bytes / GB:.1f} GB"
+    return f"HBM of a chip: fits, {there}" if fits else f"HBM of a chip: does not fit: {there}"
+
+
+def memory_lines(memory: Memory) -> Iterator[str]:
+    """What is in HBM, line by line."""
+    for name, size in dataclasses.asdict(memory).items():
+        if size:
+            yield f"  {name:<12}{size / GB:8.3f} GB"
+
+
+def collective_lines(measured: Measured, chip: Chip, when: str) -> Iterator[str]:
+    """What a chip sends, by axes and network."""
+    found = summary(measured.collectives)
+    yield f"collectives {when}, payload of a chip:" + ("" if found else " none")
+    for axes, networks in sorted(found.items()):
+        for network, size in sorted(networks.items()):
+            yield f"  along {axes:<12}{size * chip.devices_per_chip / GB:8.3f} GB over {network.upper()}"
+
+
+def parts_of_time(line: Roofline) -> str:
+    """Seconds of each part of a bound."""
+    return ", ".join(f"{part} {getattr(line, f'{part}_seconds'):.3f}" for part in PARTS)
+
+
+def unstated(chip: Chip) -> Iterator[str]:
+    """Why no time is given, where that is the chip's fault."""
+    if not chip.peak_flops:
+        yield f"time: not stated, the speed of a {chip.name} is not known here"
 
 
 def _what(plan: Plan) -> Iterator[str]:
@@ -22,8 +68,7 @@ def _what(plan: Plan) -> Iterator[str]:
     sizes = " ".join(f"{axis}={program.mesh.shape[axis]}" for axis in AXES)
     experts = program.phase.num_experts
     per_chip = program.images / topology.chips
-    slices = f"{topology.slices} slices of " if topology.slices > 1 else ""
-    yield f"{slices}{topology.jax_name} ({topology.cloud_name}), {topology.chips} chips; mesh {sizes}"
+    yield f"{where(topology)}; mesh {sizes}"
     yield (
         f"{experts} expert{'s' if experts > 1 else ''} of {plan.params / 1e6:,.1f} M parameters;"
         f" batch {program.batch_size} each, {per_chip:g} images a chip; remat {'on' if plan.remat else 'off'};"
@@ -32,14 +77,11 @@ def _what(plan: Plan) -> Iterator[str]:
 
 
 def _memory(plan: Plan) -> Iterator[str]:
-    used, there = plan.measured.used / GB, plan.topology.chip.hbm_bytes / GB
+    yield hbm_line(plan.measured.fits, plan.measured.used, plan.topology.chip)
     if plan.measured.memory is None:
-        yield f"HBM of a chip: does not fit: {used:.1f} of {there:.1f} GB"
         yield f"  to try: {'; '.join(remedies(plan))}"
         return
-    yield f"HBM of a chip: fits, {used:.2f} of {there:.1f} GB"
-    for name, size in dataclasses.asdict(plan.measured.memory).items():
-        yield f"  {name:<12}{size / GB:8.3f} GB"
+    yield from memory_lines(plan.measured.memory)
 
 
 def remedies(plan: Plan) -> list[str]:
@@ -67,22 +109,12 @@ def _work(plan: Plan) -> Iterator[str]:
     yield f"compiled in {measured.compile_seconds:.0f} s; checkpoint {plan.checkpoint_bytes / GB:.1f} GB"
 
 
-def _sent(plan: Plan) -> Iterator[str]:
-    devices = plan.topology.chip.devices_per_chip
-    found = summary(plan.measured.collectives)
-    if plan.measured.fits:
-        yield "collectives of a step, payload of a chip:" + ("" if found else " none")
-    for axes, networks in sorted(found.items()):
-        for network, size in sorted(networks.items()):
-            yield f"  along {axes:<12}{size * devices / GB:8.3f} GB over {network.upper()}"
-
-
 def _time(plan: Plan) -> Iterator[str]:
     line = plan.roofline
     if line is None:
+        yield from unstated(plan.topology.chip)
         return
-    parts = ", ".join(f"{part} {getattr(line, f'{part}_seconds'):.3f}" for part in ("compute", "memory", "ici", "dcn"))
-    yield f"step >= {line.seconds:.3f} s, limited by {line.limited_by} ({parts})"
+    yield f"step >= {line.seconds:.3f} s, limited by {line.limited_by} ({parts_of_time(line)})"
     yield f"<= {plan.images_per_second:,.0f} images/s, MFU <= {100 * plan.mfu:.0f} %"
     days, hours = plan.days(), 24 * plan.topology.chips
     yield f"{plan.steps:,} steps >= {days:.2f} days, {days * hours:,.0f} chip-hours; at an MFU of"

@@ -3,6 +3,7 @@
     v5e:16x16   v5p:4x4x4        chip and shape, as JAX says it (a hyphen does as well)
     v5litepod-256  v6e-16        cloud name of a 2D torus: the number counts chips
     v5p-128  v4-64  tpu7x-128    cloud name of a 3D torus: the number counts TensorCores, two a chip
+    cpu:8  gpu  gpu:4            devices of this machine (`local_devices`)
 
 A cloud name stands for the shape closest to a cube, the default there. Shapes of a 3D torus are ascending
 A x B x C; from one cube of 64 chips on every side is a multiple of 4
@@ -22,10 +23,12 @@ from typing import Any
 from ediffi_jax.errors import nearest
 from ediffi_jax.planning.chips import GPUS, TPUS, Chip
 from ediffi_jax.planning.errors import PlanError
+from ediffi_jax.planning.local_devices import PLATFORMS, local_chip, local_devices
 
 ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "7x": "tpu7x", "v7x": "tpu7x"}
 FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 BELOW_A_CUBE = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
+CHIPS_PER_HOST = 4  # of every TPU's hosts in slices of several
 EXAMPLES = "such as v5e:16x16, v5litepod-256, v5p-128 or v5p:4x4x4"
 # What the TPU's runtime would ask its machine; several compilers may run side by side. Only on a machine
 # without TPUs are these unset.
@@ -63,6 +66,18 @@ class Topology:
         return self.chips * self.chip.devices_per_chip
 
     @property
+    def local(self) -> bool:
+        """Whether it is devices of this machine."""
+        return self.chip.platform in PLATFORMS
+
+    @property
+    def host(self) -> Topology:
+        """The chips of one process: 2 x 2 of a slice, or all where there are fewer."""
+        if self.local or math.prod(self.shape) <= CHIPS_PER_HOST:
+            return dataclasses.replace(self, slices=1)
+        return Topology(chip=self.chip, shape=(2, 2, 1)[: self.chip.torus_dims])
+
+    @property
     def jax_name(self) -> str:
         """One slice, as `jax.experimental.topologies` takes it."""
         return f"{self.chip.name}:{times(self.shape)}"
@@ -70,6 +85,8 @@ class Topology:
     @property
     def cloud_name(self) -> str:
         """One slice, as the cloud sells it."""
+        if self.local:
+            return "this machine"
         counted = math.prod(self.shape) * self.chip.cores
         return f"{'v5litepod' if self.chip.name == 'v5e' else self.chip.name}-{counted}"
 
@@ -109,6 +126,8 @@ def times(shape: tuple[int, ...]) -> str:
 @functools.lru_cache(maxsize=8)
 def described(topology: Topology) -> tuple[Any, ...]:
     """The devices of a topology; a second question costs nothing."""
+    if topology.local:
+        return tuple(local_devices(topology.chip.platform, topology.chips)[: topology.chips])
     from jax.experimental import topologies
 
     for name, value in NO_MACHINE.items():
@@ -136,8 +155,14 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
         PlanError: an unknown chip, a shape or number that is not sold, fewer than one slice.
     """
     known = {chip.name: chip for chip in TPUS}
+    if local := re.fullmatch(r"(cpu|gpu)(?::([1-9]\d*))?", name.strip().lower()):
+        if slices != 1:
+            raise PlanError(f"slices={slices}; devices of this machine are one slice")
+        chip, count = local_chip(local[1], int(local[2]) if local[2] else None)
+        return Topology(chip=chip, shape=(count,))
     if any(name.upper().startswith(chip.name.split("-")[0]) for chip in GPUS):
-        raise PlanError(f"{name} is a GPU, which has no topology to compile for; expected a TPU {EXAMPLES}")
+        here = "expected gpu (those of this machine)"
+        raise PlanError(f"{name} is a GPU, which has no topology to compile for; {here}, or a TPU {EXAMPLES}")
     match = re.fullmatch(r"([a-z0-9]+)[:-](\d+(?:x\d+)*)", name.strip().lower())
     if not match:
         raise PlanError(f"topology {name!r} is not a chip and its shape or size; expected one {EXAMPLES}")

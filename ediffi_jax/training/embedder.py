@@ -36,13 +36,15 @@ class Embedder:
         encoders: with their parameters on the mesh.
         rows: what tokens are stored as.
         batch_size: captions or pictures a program takes at once.
+        text: the program (parameters, tokens) -> what is stored of each caption, and the error of that.
+        picture: the program (parameters, uint8 [b, s, s, 3]) -> what is stored of each picture.
     """
 
     def __init__(self, encoders: Encoders, mesh: Mesh, rows: RowFormat, batch_size: int) -> None:
         self.encoders, self.rows, self.batch_size = encoders, rows, batch_size
         self._placed = batch_sharding(mesh)
-        self._text = jax.jit(self._encode_text, out_shardings=self._placed)
-        self._picture = jax.jit(self._encode_pictures, out_shardings=self._placed)
+        self.text = jax.jit(self._encode_text, out_shardings=self._placed)
+        self.picture = jax.jit(self._encode_pictures, out_shardings=self._placed)
 
     def _encode_text(self, params: Any, tokens: Tokens) -> dict[str, Array]:
         """What is stored of a batch of captions, and per caption the error of that."""
@@ -72,11 +74,10 @@ class Embedder:
 
         def batch(numbers: np.ndarray) -> Tokens:
             chosen = jax.tree.map(lambda x: x[numbers], tokens)
-            longest = int(lengths["t5"][numbers].max())
-            cut = next((length for length in LENGTHS if longest <= length), chosen.t5_ids.shape[1])
+            cut = program_length(int(lengths["t5"][numbers].max()), chosen.t5_ids.shape[1])
             return chosen.replace(t5_ids=chosen.t5_ids[:, :cut], t5_mask=chosen.t5_mask[:, :cut])
 
-        for number, arrays in self._each(self._text, batch, np.argsort(lengths["t5"], kind="stable")):
+        for number, arrays in self._each(self.text, batch, np.argsort(lengths["t5"], kind="stable")):
             for name in SEQUENCES:
                 for key in {name, f"{name}_scale"} & arrays.keys():
                     arrays[key] = arrays[key][: lengths[name][number]]
@@ -84,7 +85,7 @@ class Embedder:
 
     def pictures(self, pixels: UInt8[np.ndarray, "n s s 3"]) -> np.ndarray:
         """CLIP's embeddings [n, Dp] as stored."""
-        found = self._each(self._picture, lambda numbers: pixels[numbers], np.arange(len(pixels)))
+        found = self._each(self.picture, lambda numbers: pixels[numbers], np.arange(len(pixels)))
         return np.stack([arrays["clip_image"] for _, arrays in found])
 
     def _each(
@@ -108,6 +109,11 @@ class Embedder:
                 yield from fetch()
         while waiting:
             yield from fetch()
+
+
+def program_length(longest: int, room: int) -> int:
+    """T5 tokens of the program that a batch runs in: the least of `LENGTHS` that holds its longest caption, or all."""
+    return next((length for length in LENGTHS if longest <= length), room)
 
 
 def check_batch_size(mesh: Mesh, batch_size: int) -> None:
