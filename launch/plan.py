@@ -44,30 +44,35 @@ PAIRS = flags.DEFINE_integer("pairs", 10**9, "Pictures with captions in the data
 TOKENS = flags.DEFINE_integer("caption_tokens", 32, "Tokens of a caption.")
 MFU = flags.DEFINE_float("mfu", 0.4, "Share of the peak that a run is expected to reach.")
 PRICE = flags.DEFINE_float("storage_price", 0.020, "Dollars for a GiB and month of storage (us-central1, 2022-12).")
+SEARCH = flags.DEFINE_integer("search", 0, "Mesh, batch, remat: compiles so many of the best guesses.", lower_bound=0)
+PLOT = flags.DEFINE_string("plot", None, "File for a picture of memory and time, .png or .svg.")
 JSON = flags.DEFINE_string("json", None, "File to write the plan to; - prints it, and nothing else.")
 
 
 def main(overrides: list[str]) -> int:
     """Reads the config, compiles, prints."""
     from ediffi_jax.pictures import make_folder, write_bytes
-    from ediffi_jax.planning import ask, plan, topology
+    from ediffi_jax.planning import ask, plan, plot, topology
     from ediffi_jax.planning.embedding_costs import Assumptions
     from ediffi_jax.training import config_files
 
     config = config_files.load(CONFIG.value)
     config_files.override(config, overrides)
-    if JSON.value not in (None, "-"):
-        make_folder(Path(JSON.value).parent)  # before minutes of compiling
+    kind = plot.check_format(PLOT.value) if PLOT.value else ""
+    for file in filter(None, (PLOT.value, None if JSON.value == "-" else JSON.value)):
+        make_folder(Path(file).parent)  # before minutes of compiling
     assumed = Assumptions(pairs=PAIRS.value, caption_tokens=TOKENS.value, mfu=MFU.value, price=PRICE.value)
     question = ask.Question(
         what=WHAT.value, phase=PHASE.value, mesh=plan.read_mesh(MESH.value), embeddings=EMBEDDINGS.value,
-        effort=EFFORT.value, batch_per_chip=BATCH.value, assumed=assumed,
+        effort=EFFORT.value, batch_per_chip=BATCH.value, search=SEARCH.value, assumed=assumed,
     )  # fmt: skip
     found = ask.answer(config, topology.parse_topology(TOPOLOGY.value, SLICES.value), question)
     machine = json.dumps(found.machine, indent=1) + "\n"
     print(machine if JSON.value == "-" else found.words)
     if JSON.value not in (None, "-"):
         write_bytes(JSON.value, machine.encode())
+    if kind and found.plan and found.fits:
+        write_bytes(PLOT.value, plot.draw(found.plan, kind))
     return 0 if found.fits else DOES_NOT_FIT
 
 

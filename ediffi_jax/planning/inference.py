@@ -160,7 +160,7 @@ class InferencePlan:
 
 
 def plan_sampling(
-    config: ConfigDict, topology: Topology, *, phase: int = -1, batch_per_chip: int = SAMPLED
+    config: ConfigDict, topology: Topology, *, phase: int = -1, batch_per_chip: int = SAMPLED, effort: str = "quick"
 ) -> InferencePlan:
     """Compiles the sampling program of a recipe's stage.
 
@@ -169,6 +169,7 @@ def plan_sampling(
         topology: chips to sample on.
         phase: after which of its phases.
         batch_per_chip: pictures a chip makes at a time.
+        effort: of the compiler, as in `measuring.measure`.
 
     Raises:
         UserError: what does not fit together, in one line.
@@ -178,7 +179,7 @@ def plan_sampling(
     program = sample_program(config, phase_of(config, phase), mesh, batch_per_chip * host.chips)
     spec = program.stage.spec
     settings, times, one = spec.sampler, evaluations(spec.sampler), flops_of_one(program)
-    measured = measure(program, topology.chip, times * one, executed=times * one / flops_of_all(program))
+    measured = measure(program, topology.chip, times * one, effort, executed=times * one / flops_of_all(program))
     # Each evaluation reads one expert, in the arithmetic's own width.
     width = 2 if program.stage.compute_dtype == "bfloat16" else 4
     reads = times * width / 4 / spec.ensemble.num_experts
@@ -204,6 +205,7 @@ def plan_encoding(
     int8: bool = False,
     caption_tokens: int,
     batch_per_chip: int = ENCODED,
+    effort: str = "quick",
 ) -> InferencePlan:
     """Compiles the programs of `launch.encode`.
 
@@ -214,6 +216,7 @@ def plan_encoding(
         int8: tokens stored as int8.
         caption_tokens: T5 tokens of the longest caption of a batch.
         batch_per_chip: captions, and pictures, of a chip at a time.
+        effort: of the compiler.
 
     Raises:
         UserError: what does not fit together, in one line.
@@ -231,7 +234,7 @@ def plan_encoding(
     parts = {}
     for name, program in programs.items():
         flops = global_flops(program.run, program.params, program.inputs)
-        measured = measure(program, topology.chip, flops)
+        measured = measure(program, topology.chip, flops, effort)
         parts[name] = Part(program=program, measured=measured, roofline=roofline(measured, host, writes=0))
     size = rows.row_bytes(caption_tokens, min(caption_tokens, encoders.spec.clip_tokens))
     facts = {"stored": "int8" if int8 else "bfloat16", "t5_tokens": length, "bytes_per_caption": size}

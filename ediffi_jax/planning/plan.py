@@ -24,6 +24,8 @@ from ediffi_jax.planning.meshes import make_mesh
 from ediffi_jax.planning.program import TrainProgram, phase_of, train_program
 from ediffi_jax.planning.roofline import Roofline, bound
 from ediffi_jax.planning.topology import Topology
+from ediffi_jax.planning.whole_run import Stretch, stretches
+from ediffi_jax.training.config import validate
 from ediffi_jax.training.mesh import AXES
 from ediffi_jax.training.schedule import Phase
 
@@ -40,9 +42,10 @@ class Plan:
         program: the step that was compiled.
         measured: what the compiler said.
         roofline: least time of a step; None if it does not fit.
-        steps: of this phase; of all phases.
+        steps: of this phase.
         embeddings: "live", "precomputed" or "int8".
         remat: whether blocks are computed again in the backward pass.
+        run: all phases of the recipe.
     """
 
     topology: Topology
@@ -52,6 +55,7 @@ class Plan:
     steps: int
     embeddings: str
     remat: bool
+    run: tuple[Stretch, ...] = ()
 
     @property
     def params(self) -> int:
@@ -75,13 +79,15 @@ class Plan:
         leaves = jax.tree.leaves((state.params, state.ema, state.opt_state))
         return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
+    def step_seconds(self, mfu: float) -> float:
+        """At a share of the peak that one expects; infinite if a chip's speed is not stated."""
+        speed = self.topology.chips * self.topology.chip.peak_flops * mfu
+        return self.measured.model_flops / speed if speed else math.inf
+
     def days(self, mfu: float | None = None) -> float:
         """Of the phase: at the bound, or at a share of the peak that one expects."""
-        if mfu is None:
-            seconds = self.roofline.seconds if self.roofline else math.inf
-        else:
-            seconds = self.measured.model_flops / (self.topology.chips * self.topology.chip.peak_flops * mfu)
-        return self.steps * seconds / DAY
+        bound = self.roofline.seconds if self.roofline else math.inf
+        return self.steps * (bound if mfu is None else self.step_seconds(mfu)) / DAY
 
     def to_json(self) -> dict[str, Any]:
         """Flat, for machines. FLOPs are of a step over all chips; bytes of HBM and of collectives of one chip."""
@@ -116,7 +122,16 @@ class Plan:
             "steps": self.steps,
             "days_bound": self.days() if self.roofline else None,
             "chip_hours_bound": 24 * self.days() * self.topology.chips if self.roofline else None,
+            "schedule": [self._stretch(one) for one in self.run],
         }
+
+    def _stretch(self, one: Stretch) -> dict[str, Any]:
+        timed = self.roofline is not None and one.same_mesh
+        return {
+            "phase": one.index, "experts": one.experts, "steps": one.steps, "compiled": one.compiled,
+            "days_bound": one.days(self.roofline.seconds) if timed else None,
+            "model_flops": one.steps * one.share * self.measured.model_flops,
+        }  # fmt: skip
 
 
 def make_plan(
@@ -146,17 +161,25 @@ def make_plan(
     program = train_program(config, chosen, laid, embeddings)
     flops = model_flops(config, chosen, laid, embeddings)
     measured = measure(program, topology.chip, flops, effort)
+    phases = validate(config)
+    sizes = {count: mesh_sizes(kept_sizes(config, mesh), count, topology) for count in {p.num_experts for p in phases}}
     return Plan(
         topology=topology, program=program, measured=measured, roofline=roofline(measured, topology),
         steps=chosen.steps, embeddings=embeddings, remat=bool(config.model.get("remat", False)),
+        run=stretches(phases, phase, sizes),
     )  # fmt: skip
 
 
 def mesh_of(config: ConfigDict, phase: Phase, topology: Topology, given: Mapping[str, int] | None = None) -> Mesh:
     """A phase's devices: the recipe's sizes with those `given` in their place. Raises PlanError if they do not fit."""
+    return make_mesh(topology, **mesh_sizes(kept_sizes(config, given), phase.num_experts, topology))
+
+
+def kept_sizes(config: ConfigDict, given: Mapping[str, int] | None) -> dict[str, int]:
+    """The recipe's sizes of axes with those `given` in their place; only one of both fills what is left."""
     given = dict(given or {})
     kept = {axis: 1 if size == -1 and -1 in given.values() else size for axis, size in config.mesh.items()}
-    return make_mesh(topology, **mesh_sizes({**kept, **given}, phase.num_experts, topology))
+    return {**kept, **given}
 
 
 def read_mesh(text: str | None) -> dict[str, int]:

@@ -11,15 +11,16 @@ from ediffi_jax.planning.measuring import Measured, Memory
 from ediffi_jax.planning.plan import GB, Plan
 from ediffi_jax.planning.roofline import PARTS, Roofline
 from ediffi_jax.planning.topology import Topology
+from ediffi_jax.planning.whole_run import lines
 from ediffi_jax.training.mesh import AXES
 
 EXPECTED = (0.3, 0.4, 0.5)  # shares of the peak that well-tuned runs reach: for days beyond the bound
 
 
-def describe(plan: Plan) -> str:
-    """All that is known, about thirty lines."""
+def describe(plan: Plan, mfu: float = 0.4) -> str:
+    """All that is known, about thirty lines; `mfu` is the share of the peak that all phases are counted with."""
     sent = collective_lines(plan.measured, plan.topology.chip, "of a step") if plan.measured.fits else ()
-    return "\n".join([*_what(plan), *_memory(plan), *_work(plan), *sent, *_time(plan)])
+    return "\n".join([*_what(plan), *_memory(plan), *_work(plan), *sent, *_time(plan), *_run(plan, mfu)])
 
 
 def where(topology: Topology) -> str:
@@ -121,3 +122,8 @@ def _time(plan: Plan) -> Iterator[str]:
     for mfu in EXPECTED:
         if mfu < plan.mfu:
             yield f"  {100 * mfu:.0f} %   {plan.days(mfu):8.2f} days  {plan.days(mfu) * hours:12,.0f} chip-hours"
+
+
+def _run(plan: Plan, mfu: float) -> Iterator[str]:
+    if plan.roofline:
+        yield from lines(plan.run, plan.roofline.seconds, plan.step_seconds(mfu), mfu, plan.topology.chips)
