@@ -36,6 +36,7 @@ THRESHOLDS: Mapping[str, Callable[[DenoiseFn], DenoiseFn]] = {
     "dynamic": guidance.dynamic_threshold,
 }
 TEXT = ("clip_text", "t5")
+OUTPUT = "conv_out"  # the networks' last layer, which is float32 in every compute dtype
 INITIAL_NOISE, LOW_RES_NOISE, SAMPLER_NOISE = range(3)
 
 # callback(stage, step, sigma, expert, x0): x0 is a host array [B, R, R, 3] in about [-1, 1].
@@ -52,7 +53,8 @@ class Stage:
 
     Attributes:
         spec: what the stage is.
-        params: float32 parameters, leaves [E, ...] with the expert axis first; host arrays stay on the host.
+        params: float32 parameters, leaves [E, ...] with the expert axis first; host arrays stay on the host. On the
+            devices lies what the network computes with, `at_compute_dtype`.
         compute_dtype: "float32" or "bfloat16", of the network's inner arithmetic.
         devices: the batch is divided over these, and parameters are on each; empty leaves everything
             where it is, which is what a stage inside somebody else's compiled function wants.
@@ -74,7 +76,25 @@ class Stage:
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(self.params))
         # What is kept must be arrays, also when first asked for inside somebody else's `jax.jit`.
         with contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
-            return tuple(self._place(one) for one in experts.unstack(self.params))
+            return tuple(self._place(self.at_compute_dtype(one)) for one in experts.unstack(self.params))
+
+    def at_compute_dtype(self, params: PyTree) -> PyTree:
+        """Parameters with those of products and convolutions in the compute dtype, which they are converted to anyway.
+
+        Left in float32, each expert's would be converted before the sampling loop and kept beside it: in bfloat16 a
+        copy of half the size for every expert.
+        """
+
+        def narrow(path: tuple, leaf: Any) -> Any:
+            names = [getattr(key, "key", "") for key in path]
+            inner = names[-1] == "kernel" and OUTPUT not in names
+            if not inner or self.compute_dtype == "float32":
+                return leaf
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(self.compute_dtype), sharding=leaf.sharding)
+            return leaf.astype(jnp.dtype(self.compute_dtype))
+
+        return jax.tree_util.tree_map_with_path(narrow, params)
 
     @functools.cached_property
     def ensemble(self) -> experts.Ensemble:
@@ -190,7 +210,7 @@ class Stage:
 
         rows = jax.eval_shape(inputs, conditioning, low_res)
         weight = rows.pop("weight")
-        one = jax.tree.map(lambda leaf: lay(leaf, leaf.shape[1:], leaf), self.params)
+        one = self.at_compute_dtype(jax.tree.map(lambda leaf: lay(leaf, leaf.shape[1:], leaf), self.params))
         placed = jax.tree.map(lambda leaf: lay(leaf, leaf.shape, keys), rows)
         params = (one,) * self.ensemble.num_experts
         return self._program.trace(

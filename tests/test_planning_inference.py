@@ -97,6 +97,27 @@ def test_the_planned_program_is_the_one_that_samples() -> None:
     np.testing.assert_allclose(found, stage.sample(cond, keys), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["configs/scenes.py:stage=base,tiny", "configs/scenes.py:stage=sr64,tiny"])
+def test_weights_in_the_compute_dtype_change_no_bit(name: str) -> None:
+    """What a stage holds in bfloat16 is what the network would have converted in every evaluation."""
+    config = config_files.load(name)
+    mesh = inference.make_mesh(parse_topology("cpu:1"), expert=1, data=-1, fsdp=1)
+    config_files.override(config, ["compute_dtype=bfloat16"])
+    program = sampling.sample_program(config, phase_of(config, 0), mesh, 1)
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: draw.normal(0, 0.05, leaf.shape).astype(np.float32), program.stage.params)
+    stage = Stage(spec=program.stage.spec, params=params, compute_dtype="bfloat16")
+    rows = {key: jnp.full(leaf.shape, 0.3, leaf.dtype) for key, leaf in program.rows.items() if key == "low_res"}
+    cond = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), program.rows["conditioning"])
+    size = stage.spec.resolution
+    x = jnp.asarray(draw.normal(size=(1, size, size, 3)), jnp.float32)
+    found = jax.jit(stage.denoise_fn(cond, **rows))(x, 0.7)
+    held = {leaf.dtype.name for leaf in jax.tree.leaves(stage._experts)}
+    assert held == {"bfloat16", "float32"}
+    stage.__dict__["_experts"] = tuple(jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), params) for _ in range(1))
+    np.testing.assert_array_equal(found, jax.jit(stage.denoise_fn(cond, **rows))(x, 0.7))
+
+
 def test_super_resolution_is_given_pictures_to_start_from() -> None:
     config = config_files.load("configs/sr1024.py:synthetic")
     mesh = inference.make_mesh(parse_topology("cpu:2"), expert=1, data=-1, fsdp=1)

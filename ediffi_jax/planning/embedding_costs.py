@@ -18,14 +18,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ediffi_jax.data.embedding_rows import RowFormat
-from ediffi_jax.planning.encoders import planned_encoders
 from ediffi_jax.planning.encoding import encode_programs
 from ediffi_jax.planning.errors import PlanError
 from ediffi_jax.planning.flops import global_flops
 from ediffi_jax.planning.measuring import shard_bytes
 from ediffi_jax.planning.meshes import make_mesh
 from ediffi_jax.planning.plan import GB, mesh_of, model_flops, phase_of
-from ediffi_jax.planning.program import EMBEDDINGS, train_program
+from ediffi_jax.planning.program import EMBEDDINGS, encoders_of, train_program
 from ediffi_jax.planning.topology import Topology
 from ediffi_jax.training.embedder import program_length
 
@@ -105,7 +104,7 @@ def compare_sources(
         raise PlanError(f"the speed of a {topology.chip.name} is not known here; expected a TPU's topology")
     chosen, chip = phase_of(config, phase), topology.chip
     laid = mesh_of(config, chosen, topology, sizes)
-    encoders, pixels = planned_encoders(config.encoders), config.data.clip_resolution
+    encoders, pixels = encoders_of(config, laid), config.data.clip_resolution
     length = min(assumed.caption_tokens, encoders.spec.t5_tokens)
     once, counted = encode_flops(config, topology, length), {}
     for name in ("live", "precomputed"):
@@ -136,10 +135,11 @@ def compare_sources(
 
 def encode_flops(config: ConfigDict, topology: Topology, length: int) -> float:
     """FLOPs of encoding one caption of so many T5 tokens, in the program that holds it, and its picture."""
-    encoders, host = planned_encoders(config.encoders), topology.host
+    host = topology.host
+    laid = make_mesh(host, expert=1, data=1, fsdp=-1)
+    encoders = encoders_of(config, laid)
     rows = RowFormat(spec=encoders.spec, pictures=config.data.clip_resolution > 0)
     longest = program_length(length, encoders.spec.t5_tokens)
-    laid = make_mesh(host, expert=1, data=1, fsdp=-1)
     programs = encode_programs(encoders, rows, laid, host.devices, longest, config.data.clip_resolution)
     found = (global_flops(one.run, one.params, one.inputs) for one in programs.values())
     return sum(found) / host.devices

@@ -22,15 +22,13 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from ediffi_jax.encoders import Encoders
-from ediffi_jax.planning.encoders import planned_encoders
 from ediffi_jax.planning.flops import flops_of_jaxpr
 from ediffi_jax.planning.meshes import make_mesh
-from ediffi_jax.planning.program import batch_shapes, make_objective, model_shapes
+from ediffi_jax.planning.program import batch_shapes, encoders_of, make_objective, model_shapes
 from ediffi_jax.planning.topology import Topology
 from ediffi_jax.training.mesh import leaf_spec
 from ediffi_jax.training.objective import Objective
 from ediffi_jax.training.schedule import Phase
-from ediffi_jax.training.unconditional import Unconditional
 
 KEPT = 0.5  # of the residuals without rematerialisation, what a compiled step keeps
 BLOCK = 0.1  # of them, what is there of one block with it
@@ -91,6 +89,7 @@ class Costs:
         row: bytes of an image's part of a batch.
         encoders: bytes of the encoders' weights in the step.
         experts: that train.
+        accumulate: parts of a batch, one after the other.
     """
 
     params: PyTree
@@ -99,6 +98,7 @@ class Costs:
     row: float
     encoders: float
     experts: int
+    accumulate: int = 1
 
     def estimate(self, shape: Shape, topology: Topology) -> Estimate:
         """Memory and time of a way to lay the step out."""
@@ -110,7 +110,8 @@ class Costs:
         part = sum(4 * self._cut(path, leaf, shape.fsdp) for path, leaf in leaves) * chip.devices_per_chip
         kept = self.residuals[True] + BLOCK * self.residuals[False] if shape.remat else KEPT * self.residuals[False]
         state = STATE * part * turns
-        hbm = state + part + images * (kept + turns * self.row) + self.encoders / group * chip.devices_per_chip + CODE
+        given = images * turns * self.row + self.encoders / group * chip.devices_per_chip
+        hbm = state + part + images * kept / self.accumulate + given + CODE
         sent = turns * (1.5 * whole * (1 - 1 / shape.fsdp) + 2 * part * (1 - 1 / shape.data))
         slow = turns * 2 * part if topology.slices > shape.expert else 0.0
         amounts = (
@@ -132,8 +133,8 @@ class Costs:
 
 def costs_of(config: ConfigDict, phase: Phase, topology: Topology, embeddings: str) -> Costs:
     """Traces the loss and its gradient, with and without rematerialisation."""
-    encoders = planned_encoders(config.encoders) if config.encoders else Unconditional()
-    mesh = make_mesh(topology, expert=1, data=1 if topology.slices == 1 else topology.slices, fsdp=-1)
+    mesh = make_mesh(topology, expert=1, data=topology.slices, fsdp=-1)
+    encoders = encoders_of(config, mesh)
     batch = batch_shapes(config, phase, encoders, embeddings)
     live = isinstance(encoders, Encoders) and embeddings == "live"
     frozen = encoders.params if live else {}
@@ -153,6 +154,7 @@ def costs_of(config: ConfigDict, phase: Phase, topology: Topology, embeddings: s
         row=sum(math.prod(leaf.shape[2:]) * leaf.dtype.itemsize for leaf in batch.values()),
         encoders=sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(frozen)),
         experts=phase.num_experts,
+        accumulate=config.accumulate,
     )
 
 

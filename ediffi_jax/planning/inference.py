@@ -17,13 +17,13 @@ from ml_collections import ConfigDict
 from ediffi_jax.data.config import DataConfig
 from ediffi_jax.data.embedding_rows import RowFormat
 from ediffi_jax.planning.collectives import summary
-from ediffi_jax.planning.encoders import planned_encoders
 from ediffi_jax.planning.encoding import EncodeProgram, encode_programs
 from ediffi_jax.planning.errors import PlanError
 from ediffi_jax.planning.flops import global_flops
 from ediffi_jax.planning.measuring import Measured, measure
 from ediffi_jax.planning.meshes import make_mesh
 from ediffi_jax.planning.plan import GB, phase_of, roofline
+from ediffi_jax.planning.program import encoders_of
 from ediffi_jax.planning.roofline import Roofline
 from ediffi_jax.planning.sampling import SampleProgram, evaluations, flops_of_all, flops_of_one, sample_program
 from ediffi_jax.planning.topology import Topology
@@ -180,9 +180,7 @@ def plan_sampling(
     spec = program.stage.spec
     settings, times, one = spec.sampler, evaluations(spec.sampler), flops_of_one(program)
     measured = measure(program, topology.chip, times * one, effort, executed=times * one / flops_of_all(program))
-    # Each evaluation reads one expert, in the arithmetic's own width.
-    width = 2 if program.stage.compute_dtype == "bfloat16" else 4
-    reads = times * width / 4 / spec.ensemble.num_experts
+    reads = times / spec.ensemble.num_experts  # each evaluation reads one expert
     facts = {
         "stage": spec.name,
         "resolution": spec.resolution,
@@ -223,9 +221,9 @@ def plan_encoding(
     """
     if not config.encoders:
         raise PlanError("the recipe has no encoders, so nothing is encoded; expected one without ':synthetic'")
-    host, encoders = topology.host, planned_encoders(config.encoders)
-    sizes = {"data": 1, "fsdp": -1} | dict(mesh or {})
+    host, sizes = topology.host, {"data": 1, "fsdp": -1} | dict(mesh or {})
     laid = make_mesh(host, expert=1, data=sizes["data"], fsdp=sizes["fsdp"])
+    encoders = encoders_of(config, laid)
     pixels = DataConfig.parse({**config.data, "name": "synthetic", "embeddings": ""}).clip_resolution
     rows = RowFormat(spec=encoders.spec, int8=int8, pictures=pixels > 0)
     caption_tokens = min(caption_tokens, encoders.spec.t5_tokens)

@@ -101,7 +101,7 @@ def train_program(config: ConfigDict, phase: Phase, mesh: Mesh, embeddings: str 
         UserError: what does not fit.
     """
     check_batch_size(mesh, config.batch_size, config.accumulate)
-    encoders = planned_encoders(config.encoders, dtype_of(config, mesh)) if config.encoders else Unconditional()
+    encoders = encoders_of(config, mesh)
     objective = make_objective(config, encoders, mesh)
     optimizer = make_optimizer(config.optimizer, 1)
     batch = batch_shapes(config, phase, encoders, embeddings)
@@ -126,6 +126,11 @@ def dtype_of(config: ConfigDict, mesh: Mesh) -> str:
     """What a run computes in, where "auto" is what the mesh's devices are best at."""
     fast = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
     return fast if config.compute_dtype == "auto" else config.compute_dtype
+
+
+def encoders_of(config: ConfigDict, mesh: Mesh) -> Encoders | Unconditional:
+    """Those of a config with shapes for weights, as devices of the mesh hold them."""
+    return planned_encoders(config.encoders, dtype_of(config, mesh)) if config.encoders else Unconditional()
 
 
 def make_objective(config: ConfigDict, encoders: Encoders | Unconditional, mesh: Mesh) -> Objective:

@@ -21,15 +21,13 @@ from ml_collections import ConfigDict
 
 from ediffi_jax import conditioning, samplers
 from ediffi_jax.encoders.sharding import batch_sharding
-from ediffi_jax.planning.encoders import planned_encoders
 from ediffi_jax.planning.flops import flops_of_jaxpr
-from ediffi_jax.planning.program import batch_shapes, make_objective, model_shapes, stacked_shapes, struct
+from ediffi_jax.planning.program import batch_shapes, encoders_of, make_objective, model_shapes, stacked_shapes, struct
 from ediffi_jax.release import SamplerSpec
 from ediffi_jax.stage import Stage, noise_grid
 from ediffi_jax.training.mesh import replicated
 from ediffi_jax.training.preview import stage_spec
 from ediffi_jax.training.schedule import Phase
-from ediffi_jax.training.unconditional import Unconditional
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ class SampleProgram:
     @property
     def held(self) -> dict[str, PyTree]:
         """What lies on the devices before a run."""
-        return {"parameters": self.stage.params, "batch": self.rows}
+        return {"parameters": self.stage.at_compute_dtype(self.stage.params), "batch": self.rows}
 
     def trace(self, settings: SamplerSpec | None = None) -> jax.stages.Traced:
         """The program; default with the stage's settings."""
@@ -74,7 +72,7 @@ def sample_program(config: ConfigDict, phase: Phase, mesh: Mesh, batch_size: int
         mesh: devices of a host.
         batch_size: pictures at a time, over all of them.
     """
-    encoders = planned_encoders(config.encoders) if config.encoders else Unconditional()
+    encoders = encoders_of(config, mesh)
     objective = make_objective(config, encoders, mesh)
     shapes = model_shapes(objective, batch_shapes(config, phase, encoders, "precomputed"))
     spec = stage_spec(config, phase, config.data.resolution)

@@ -103,7 +103,7 @@ def candidates(config: ConfigDict, topology: Topology, costs: Costs, fixed: Mapp
             Shape(**sizes, batch_size=batch, remat=remat)
             for sizes in meshes(topology, costs.experts, fixed)
             for remat in (False, True)
-            if batch % (sizes["data"] * sizes["fsdp"]) == 0
+            if batch % (sizes["data"] * sizes["fsdp"] * costs.accumulate) == 0
         ]
         found = [Candidate(shape=shape, estimate=costs.estimate(shape, topology)) for shape in shapes]
         if any(one.estimate.fits for one in found):
