@@ -6,8 +6,12 @@
 and the same with `stage=sr256`, and with `stage=sr1024` on data of its own (configs/sr1024.py).
 One expert a run, each on its own hardware: `run=low`, `run=middle`, `run=high` (docs/experts.md).
 
-Hardware: the paper's is 256 A100 for the base, 128 for each super-resolution model. Hours: unknown; nobody has run
-this recipe here, nor are the paper's hours known.
+Hardware: the paper's is 256 A100 for the base, 128 for each super-resolution model. Hours: base 128, SR256 501, SR1024
+306 on a v5p-128 (8 221, 32 045 and 19 608 chip-hours; every configuration trains on as many images), if 40 % of the peak
+is reached. Nobody has run this recipe here, nor are the paper's hours known. By the planner, for each stage:
+
+    python -m launch.plan --config=configs/ediffi_d.py:stage=base --topology=v5p-128 --embeddings=precomputed
+
 Expected result: the paper's zero-shot COCO FID-30K at 256x256 is 6.95, its best.
 Tables of phases, cuts, parents and parameters: docs/experts.md. Choices where the paper is silent: configs/_paper.py.
 """

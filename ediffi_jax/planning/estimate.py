@@ -165,9 +165,10 @@ def _rows(batch: Mapping[str, Any], count: int) -> dict[str, jax.ShapeDtypeStruc
 def _loss(objective: Objective, count: int) -> Any:
     def loss(params: PyTree, frozen: PyTree, batch: Mapping[str, Any]) -> jax.Array:
         key = jax.random.key(0)
-        cond = objective.conditioning(frozen, batch, key)
+        cond = objective.conditioning(frozen, batch, objective.draw_kept(batch, key))
+        noises, dropout_key = objective.draw_noises(batch, key)
         edges = jnp.float32(0), jnp.float32(jnp.inf)
-        return objective.losses(params, batch, cond, jnp.ones(count), *edges, key, train=True).mean()
+        return objective.losses(params, batch, cond, jnp.ones(count), *edges, noises, dropout_key).mean()
 
     return loss
 
