@@ -21,6 +21,7 @@ REQUIRES = [
     "array-record>=0.8",
     "etils[epath]>=1.9",
     "flax>=0.11.2",
+    "fsspec>=2024.6",
     "grain>=0.2.15",
     "importlib_resources>=6.0",  # imported by tensorflow-datasets, not declared by it
     "jax>=0.7.2",
