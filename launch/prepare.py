@@ -4,26 +4,26 @@
   python -m launch.prepare --input='laion/*.tar' --out=data/laion --resolution=256 --min_clip=0.3 --exclude=coco.hashes
   python -m launch.prepare --input=tfds:coco_captions --out=data/coco64 --resolution=64 --captions=all
   python -m launch.prepare --input=coco/val2014 --make_hashes --out=coco.hashes
-  python -m launch.train --config=... --config.data.name=data/photos64 --config.data.source_resolution=64
 
 --input: a folder of pictures with .txt or .json beside them; a list (.csv .tsv .jsonl .parquet) of paths and captions;
 img2dataset's tars (a folder of them, or a pattern); tfds:NAME; the folder of a TFDS data set. Both ends may be gs://.
-
-The same command goes on where it was killed, and looks only at what is new in its input. docs/data.md has every step.
+The same command goes on where it was killed, and looks only at what is new in its input. docs/data.md: every step.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+
 from absl import flags
 
 from ediffi_jax.data.prepare.settings import CAPTIONS, FORMATS, Settings
-from ediffi_jax.errors import UserError
 from ediffi_jax.evaluation import preparation_report
 
 from . import _main
 
-INPUT = flags.DEFINE_string("input", None, "What to read.")
-OUT = flags.DEFINE_string("out", None, "Folder that gets the data set, or the file of --make_hashes.")
+INPUT = flags.DEFINE_string("input", None, "What to read.", required=True)
+OUT = flags.DEFINE_string("out", None, "Folder of the data set, or file of --make_hashes.", required=True)
 HASHES = flags.DEFINE_bool("make_hashes", False, "Instead: a list of the pictures' hashes, for --exclude.")
 SPLIT = flags.DEFINE_string("split", "train", "Of a TFDS data set.")
 DATA_DIR = flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data; default its own.")
@@ -62,17 +62,16 @@ FLAGS = {name: define(name, default, text) for name, (define, default, text) in 
 def main(overrides: list[str]) -> None:
     """Reads the flags, prepares, says what there is."""
     _main.refuse_overrides(overrides)
-    for flag, example in ((INPUT, "photos/"), (OUT, "data/photos64")):
-        if not flag.value:
-            raise UserError(f"--{flag.name} is missing; for example --{flag.name}={example}")
-    chosen = {name: flag.value for name, flag in FLAGS.items()}
-    least = chosen["resolution"] if chosen["min_side"] is None else chosen["min_side"]
-    chosen |= {"exclude": tuple(chosen["exclude"]), "min_side": least}
-    settings, where = Settings(**chosen), {"data_dir": DATA_DIR.value, "split": SPLIT.value}
+    settings = Settings(**{name: flag.value for name, flag in FLAGS.items()})
+    where = {"data_dir": DATA_DIR.value, "split": SPLIT.value}
     if HASHES.value:
         return print(preparation_report.make_hashes(INPUT.value, OUT.value, settings, **where))
     running = {"runner": RUNNER.value, "options": OPTIONS.value, "workers": WORKERS.value}
-    made = preparation_report.prepare(INPUT.value, OUT.value, settings, running, keep_work=KEEP_WORK.value, **where)
+    try:
+        made = preparation_report.prepare(INPUT.value, OUT.value, settings, running, keep_work=KEEP_WORK.value, **where)
+    except KeyboardInterrupt:  # Beam's threads would abort the interpreter as it ends; every file is whole
+        print("error: interrupted; the same command goes on", file=sys.stderr, flush=True)
+        os._exit(130)
     print(preparation_report.told(made))
 
 

@@ -55,7 +55,7 @@ def tar(path: Path, samples: dict[str, dict[str, bytes | str]]) -> Path:
 
 
 def settings(**changes) -> Settings:
-    return Settings(**{"resolution": 32, "min_side": 32, "validation": 0.1, "max_bad_fraction": 1.0, **changes})
+    return Settings(**{"resolution": 32, "validation": 0.1, "max_bad_fraction": 1.0, **changes})
 
 
 def rows(folder: Path, split: str = "train") -> list[dict]:

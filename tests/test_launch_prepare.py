@@ -290,13 +290,13 @@ def test_mistakes_end_in_one_line(photos: Path, prepared: Path, tmp_path: Path) 
     for out, given, message in (
         (prepared, settings(resolution=16, min_side=16), "resolution is 32 there and 16 here; expected the same"),
         (photos / "inside", None, "is inside --input"),
-        (tmp_path / "file" / "x", None, "cannot be used: Not a directory"),
+        (tmp_path / "file" / "x", None, "cannot be written: Not a directory"),
         (tmp_path / "other", None, "holds a data set that was made otherwise"),
         (tmp_path / "none", settings(min_side=1000), "no record of 60 is left to train on .too_small 60."),
     ):
         with pytest.raises(PrepareError, match=message):
             prepare(photos, out, given)
-    with pytest.raises(PrepareError, match="--runner=FlinkRuner"):
+    with pytest.raises(PrepareError, match=r"--runner=FlinkRuner"):
         preparation_report.prepare(
             str(photos),
             str(tmp_path / "x"),
@@ -307,7 +307,7 @@ def test_mistakes_end_in_one_line(photos: Path, prepared: Path, tmp_path: Path) 
             keep_work=True,
         )
     for words, message in (
-        ([], "--input is missing; for example --input=photos/"),
+        (["--out=x"], "flag --input=None: Flag --input must have a value other than None."),
         (["--input=nowhere", f"--out={tmp_path / 'o'}"], "--input=nowhere does not exist"),
         (["--input=x", "--out=y", "--resolutoin=64"], "unknown flag --resolutoin; did you mean 'resolution'"),
     ):

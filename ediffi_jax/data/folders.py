@@ -93,12 +93,12 @@ class ObjectStore:
 
     def make(self) -> None:
         """Prefixes need no making. Raises LoaderError if the store's client is not installed, OSError if it fails."""
-        with _client(self.path):
+        with client(self.path):
             self.path.exists()
 
     def size(self, name: str) -> int | None:
         """Bytes of an object, None without it."""
-        with _client(self.path):
+        with client(self.path):
             try:
                 return (self.path / name).stat().length
             except FileNotFoundError:
@@ -106,12 +106,12 @@ class ObjectStore:
 
     def read(self, name: str) -> str:
         """A text. Raises OSError."""
-        with _client(self.path):
+        with client(self.path):
             return (self.path / name).read_text()
 
     def write(self, name: str, fill: Callable[[Path], None]) -> int:
         """Lets `fill` write a file here and uploads it; returns its size. Raises OSError, and what `fill` raises."""
-        with tempfile.TemporaryDirectory() as folder, _client(self.path):
+        with tempfile.TemporaryDirectory() as folder, client(self.path):
             temporary = Path(folder) / name
             fill(temporary)
             epath.Path(temporary).copy(self.path / name, overwrite=True)
@@ -136,7 +136,7 @@ class ObjectStore:
         try:
             if not copy.exists() or copy.stat().st_size != self.size(name):
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(dir=copy.parent) as folder, _client(self.path):
+                with tempfile.TemporaryDirectory(dir=copy.parent) as folder, client(self.path):
                     (self.path / name).copy(Path(folder) / name)
                     (Path(folder) / name).replace(copy)
         except OSError as error:
@@ -150,8 +150,8 @@ def folder_at(path: str | os.PathLike[str]) -> Disk | ObjectStore:
 
 
 @contextlib.contextmanager
-def _client(path: epath.Path) -> Iterator[None]:
-    """Turns a client that is not installed into one line."""
+def client(path: epath.Path) -> Iterator[None]:
+    """Turns a client that is not installed into one line, a LoaderError."""
     try:
         yield
     except ImportError as error:

@@ -14,7 +14,6 @@ from ediffi_jax.data.prepare.reasons import Rejection
 from ediffi_jax.data.prepare.settings import Settings
 from ediffi_jax.data.prepare.sources import Item, Unit
 
-
 PART = 256  # records in memory at once: a tar may hold ten thousand
 
 

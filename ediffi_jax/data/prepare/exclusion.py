@@ -7,6 +7,7 @@ begin with # are not read.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
@@ -81,15 +82,22 @@ def write(location: str, out: str, settings: Settings, *, data_dir: str = "", sp
         PrepareError: no such input, no picture in it, or `out` cannot be written.
     """
     decoder = Decoder(side=64, exif_rotation=settings.exif_rotation, colour_profiles=settings.colour_profiles)
-    lines, failed = [], 0
-    for unit in sources.list_units(location, settings, data_dir=data_dir, split=split):
+
+    def lines_of(unit: sources.Unit) -> list[str]:
+        made = []
         for item in sources.read(unit, settings):
             try:
                 image, _ = decoder.open(item.encoded, item.name)
                 phash, _ = hashing.perceptual(decoder.pixels(image, item.encoded)[0])
-                lines.append(f"{hashlib.sha256(item.encoded).hexdigest()} {phash:016x} {item.source}")
+                made.append(f"{hashlib.sha256(item.encoded).hexdigest()} {phash:016x} {item.source}")
             except Rejection:
-                failed += bool(item.encoded)
+                made += [""] if item.encoded else []
+        return made
+
+    units = sources.list_units(location, settings, data_dir=data_dir, split=split)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = [line for part in pool.map(lines_of, units) for line in part]
+    lines = [line for line in found if line]
     if not lines:
         raise PrepareError(f"no picture in {location!r} could be read; nothing to list")
     path = epath.Path(out).expanduser()
@@ -101,4 +109,4 @@ def write(location: str, out: str, settings: Settings, *, data_dir: str = "", sp
         folder.write(path.name, lambda temporary: temporary.write_bytes(text))
     except OSError as error:
         raise PrepareError(f"{os.fspath(out)!r} cannot be written: {error.strerror or error}") from error
-    return len(lines), failed
+    return len(lines), len(found) - len(lines)

@@ -85,12 +85,13 @@ def prepare(
         PrepareError: no usable input, too much of it damaged, nothing left of it, a folder that cannot be written
             or holds something else.
     """
-    folder = _claim(location, out, settings)
+    folder = _open(location, out)
     units = sources.list_units(location, settings, data_dir=data_dir, split=split)
     if not units:
         raise PrepareError(f"--input={location} has no records")
     keys = [digest([settings.each(), unit.identity]) for unit in units]
     across = {**settings.across(), "exclude": exclusion.fingerprint(settings.exclude)}
+    _claim(folder, out, settings)
     wanted = digest([across, keys])
     if _is_complete(folder, wanted):
         report, timing = (json.loads(folder.read(name)) for name in ("report.json", "timing.json"))
@@ -122,29 +123,36 @@ def prepare(
     return prepared
 
 
-def _claim(location: str, out: str, settings: Settings) -> Disk | ObjectStore:
-    """The folder of the data set, checked. Raises PrepareError if it cannot be written or holds something else."""
-    folder = folder_at(out)
+def _open(location: str, out: str) -> Disk | ObjectStore:
+    """The folder of the data set. Raises PrepareError if it is part of the input, or cannot be written."""
     if "://" not in f"{location}{out}" and not location.startswith("tfds:"):
         below, above = os.path.realpath(out), os.path.realpath(location)
         if os.path.isdir(above) and os.path.commonpath([below, above]) == above:
             raise PrepareError(f"--out={out} is inside --input={location}; expected a folder beside it")
+    folder = folder_at(out)
+    try:
+        folder.make()
+    except OSError as error:
+        raise PrepareError(f"{out!r} cannot be written: {error.strerror or error}") from error
+    return folder
+
+
+def _claim(folder: Disk | ObjectStore, out: str, settings: Settings) -> None:
+    """Describes the folder. Raises PrepareError if a data set of other records is there."""
     described = {name: getattr(settings, name) for name in COMMON}
     try:
-        if folder.size(DESCRIPTION) is not None:
-            there = json.loads(folder.read(DESCRIPTION))
+        there = json.loads(folder.read(DESCRIPTION)) if folder.size(DESCRIPTION) is not None else {}
+        if folder.size("dataset_info.json") is not None:
+            if not there:
+                raise PrepareError(f"{out!r} holds a data set that was made otherwise; expected another folder")
             for name, value in described.items():
                 if there.get(name) != value:
                     differ = f"{name} is {there.get(name)!r} there and {value!r} here"
                     raise PrepareError(f"{out!r} holds other data: {differ}; expected the same, or another folder")
-            return folder
-        if folder.size("dataset_info.json") is not None:
-            raise PrepareError(f"{out!r} holds a data set that was made otherwise; expected another folder")
-        folder.make()
     except (OSError, ValueError) as error:
-        raise PrepareError(f"{out!r} cannot be used: {getattr(error, 'strerror', None) or error}") from error
-    _write(folder, DESCRIPTION, json.dumps(described) + "\n")
-    return folder
+        raise PrepareError(f"{out!r} cannot be used: {error}") from error
+    if there != described:
+        _write(folder, DESCRIPTION, json.dumps(described) + "\n")
 
 
 def _is_complete(folder: Disk | ObjectStore, wanted: str) -> bool:

@@ -70,8 +70,11 @@ class Running:
                 with _quiet():
                     pipeline.run().wait_until_finish()
             except Exception as error:  # runners wrap what tasks raise in types of their own
-                if ours := _OURS.findall(f"{type(error).__name__}: {error}"):
+                text = f"{type(error).__name__}: {error}"
+                if ours := _OURS.findall(text):
                     raise PrepareError(ours[-1]) from error
+                if self.runner != DIRECT and "while running" not in text:  # no task of ours: the runner itself
+                    raise PrepareError(f"--runner={self.runner} failed: {' '.join(text.split())[:300]}") from error
                 raise
         return time.monotonic() - start
 

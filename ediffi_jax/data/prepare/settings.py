@@ -40,7 +40,7 @@ class Settings:
         colour_profiles: convert embedded profiles to sRGB.
         clean_captions: see `captions.clean`.
         max_pixels: refuse pictures with more, unseen.
-        min_side: of the upright picture's shorter side; 0 for any, smaller ones are enlarged.
+        min_side: of the upright picture's shorter side; None for the resolution; 0 for any, smaller ones are enlarged.
         max_aspect: longer side over shorter; 0 for any.
         min_words: of the caption; 0 for any.
         min_clip, min_aesthetic: scores to have, from `clip_key` and `aesthetic_key`; None for any.
@@ -65,7 +65,7 @@ class Settings:
     colour_profiles: bool = True
     clean_captions: bool = True
     max_pixels: int = 100_000_000
-    min_side: int = 0
+    min_side: int | None = None
     max_aspect: float = 0
     min_words: int = 1
     min_clip: float | None = None
@@ -81,6 +81,9 @@ class Settings:
     max_bad_fraction: float = 0.1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "min_side", self.resolution if self.min_side is None else self.min_side)
+        for name in ("exclude", "clip_key", "aesthetic_key"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("max_aspect", "min_clip", "min_aesthetic", "validation", "shard_mb", "max_bad_fraction"):
             if getattr(self, name) is not None:  # 0 and 0.0 are one setting, and have one fingerprint
                 object.__setattr__(self, name, float(getattr(self, name)))

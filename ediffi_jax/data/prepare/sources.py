@@ -19,6 +19,7 @@ from typing import Any
 
 from etils import epath
 
+from ediffi_jax.data.folders import client
 from ediffi_jax.data.prepare.captions import texts
 from ediffi_jax.data.prepare.reasons import PrepareError, Rejection
 from ediffi_jax.data.prepare.settings import Settings, digest
@@ -77,10 +78,16 @@ def list_units(location: str, settings: Settings, *, data_dir: str = "", split: 
 
     Raises:
         PrepareError: nothing there, or nothing that can be read.
+        LoaderError: the client of an object store is not installed.
     """
     if location.startswith("tfds:"):
         return _module("builders").units_of_builder(location.removeprefix("tfds:"), split, data_dir)
     path = epath.Path(location).expanduser()
+    with client(path):
+        return _units_at(path, location, settings, split)
+
+
+def _units_at(path: epath.Path, location: str, settings: Settings, split: str) -> list[Unit]:
     if "*" in path.name or "?" in path.name:
         files = sorted(path.parent.glob(path.name))
         if files and all(file.suffix == ".tar" for file in files):
