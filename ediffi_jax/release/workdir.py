@@ -219,7 +219,10 @@ def release_of_runs(stages: Mapping[str, Sequence[Run]], encoders_folder: str | 
     runs = [run for group in stages.values() for run in group]
     for run in runs[1:]:
         if run.fingerprint != runs[0].fingerprint:
-            raise ReleaseError(f"{runs[0].workdir} and {run.workdir} were trained with different encoders")
+            raise ReleaseError(
+                f"{runs[0].workdir} and {run.workdir} were trained with different encoders: {runs[0].fingerprint} and"
+                f" {run.fingerprint}; expected the same for all"
+            )
     stacked = [stack_runs(name, group) for name, group in stages.items()]
     stacked.sort(key=lambda pair: pair[0].resolution)
     return Release(
@@ -239,9 +242,10 @@ def stack_runs(name: str, runs: Sequence[Run]) -> tuple[StageSpec, dict[str, Any
     """
     first = runs[0]
     for run in runs[1:]:
-        for key in ("model", "noise", "sigma_data", "resolution", "low_resolution"):
-            if getattr(run.spec, key) != getattr(first.spec, key):
-                raise ReleaseError(f"stage {name!r}: {first.workdir} and {run.workdir} differ in {key}")
+        if difference := _difference(first.spec, run.spec):
+            raise ReleaseError(
+                f"stage {name!r}: {first.workdir} and {run.workdir} differ in {difference}; expected one network"
+            )
     held = sorted(
         ((interval, run, row) for run in runs for row, interval in enumerate(run.intervals)),
         key=lambda expert: expert[0],
@@ -251,13 +255,28 @@ def stack_runs(name: str, runs: Sequence[Run]) -> tuple[StageSpec, dict[str, Any
         if low != edge:
             kind = "a gap" if low > edge else "an overlap"
             raise ReleaseError(
-                f"stage {name!r}: {kind} of quantiles between {min(low, edge):g} and {max(low, edge):g}, before"
-                f" {run.workdir} ({low:g} to {high:g}); expected experts that tile 0 to 1"
+                f"stage {name!r}: {kind} of quantiles between {min(low, edge):.10g} and {max(low, edge):.10g}, before"
+                f" {run.workdir} ({low:.10g} to {high:.10g}); expected experts that tile 0 to 1"
             )
         edge = high
     if edge != 1.0:
-        raise ReleaseError(f"stage {name!r}: no expert for quantiles {edge:g} to 1; expected experts that tile 0 to 1")
+        raise ReleaseError(
+            f"stage {name!r}: no expert for quantiles {edge:.10g} to 1; expected experts that tile 0 to 1"
+        )
     rows = [jax.tree.map(lambda leaf, row=row: leaf[row], run.ema) for _, run, row in held]
     params = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
     cuts = tuple(low for (low, _), _, _ in held[1:])
     return dataclasses.replace(first.spec, name=name, cuts=cuts), params
+
+
+def _difference(a: StageSpec, b: StageSpec) -> str:
+    """The first thing that must not differ between a stage's experts, with both values; else ""."""
+    for key in ("model", "noise", "sigma_data", "resolution", "low_resolution"):
+        first, second = getattr(a, key), getattr(b, key)
+        if first == second:
+            continue
+        if isinstance(first, Mapping):
+            inner = next(name for name in sorted({**first, **second}) if first.get(name) != second.get(name))
+            key, first, second = f"{key}.{inner}", first.get(inner), second.get(inner)
+        return f"{key}: {first} and {second}"
+    return ""

@@ -232,7 +232,7 @@ def check_same_run(workdir: str | epath.Path, config: ConfigDict) -> None:
     old = read_workdir(workdir)
     if old is None:
         return
-    before, now = _flatten(to_json(old)), _flatten(to_json(config))
+    before, now = (_flatten(_phases_in_full(to_json(each))) for each in (old, config))
     last = f"phases.{len(old.phases) - 1}.steps"
     for key in sorted(before.keys() | now.keys(), key=lambda key: (key != "stage", key)):
         extends = key in (last, "optimizer.cooldown") or key.startswith("phases.") and int(key.split(".")[1]) >= len(old.phases)
@@ -243,6 +243,13 @@ def check_same_run(workdir: str | epath.Path, config: ConfigDict) -> None:
                 f"{workdir} holds another run: config.{key} is {before.get(key)!r} there and {now.get(key)!r} here;"
                 " expected the same config or a new --workdir"
             )
+
+
+def _phases_in_full(data: dict[str, Any]) -> dict[str, Any]:
+    """A config whose phases name every key: `launch.branch` writes those that a recipe leaves out."""
+    absent = {"cuts": [], "parents": [], "expert": -1}
+    phases = [absent | phase if isinstance(phase, dict) else phase for phase in data["phases"]]
+    return {**data, "phases": phases}
 
 
 def _flatten(data: Any, prefix: str = "") -> dict[str, Any]:
