@@ -133,10 +133,11 @@ def test_all_together_from_one_slice_to_three(tmp_path: Path, recipe: Path, verb
     first = ({"steps": 2, "cuts": (), "parents": ()}, {"steps": 1, "cuts": (0.5,), "parents": (0, 0)})
     level2 = {"steps": 2, "cuts": (0.25, 0.75), "parents": (0, 1, 1)}
     levels = (level2, {"steps": 1, "cuts": CUTS, "parents": (0, 1, 2)})
-    assert verb("train", f"--config={recipe}", f"--workdir={two}", f"--config.phases={first}", devices=2)[0] == 0
+    plain = (f"--config={recipe}", "--config.encoders=")
+    assert verb("train", *plain, f"--workdir={two}", f"--config.phases={first}", devices=2) == (loop.FINISHED, "")
     words = ("--cuts=0.25,0.75", "--parents=0,1,1", "--steps=2")
     assert verb("branch", f"--workdir={two}", f"--to={base}", *words) == (loop.FINISHED, "")
-    words = (f"--config={recipe}", f"--config.phases={(*first, *levels)}", "--config.mesh.fsdp=2")
+    words = (*plain, f"--config.phases={(*first, *levels)}", "--config.mesh.fsdp=2")
     assert verb("train", f"--workdir={base}", *words, devices=6) == (loop.FINISHED, "")
     position = checkpoint.read_position(checkpoint.newest(base))
     assert (position.step, position.phase, position.expert_ids) == (6, 3, (0, 1, 2))
