@@ -111,6 +111,7 @@ class Checkpoints:
         self._keep = keep
         self._pending: Any = None
         self._saving: Position | None = None
+        logging.get_absl_logger().addFilter(_untold)
         self.last: Position | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -185,6 +186,11 @@ class Checkpoints:
         restored = newest_readable(self.folder, read)
         self.last = None if restored is None else restored[1]
         return restored
+
+
+def _untold(record: Any) -> bool:
+    """Drops what Orbax logs, with a traceback, of an exception that it then raises, and that we tell in one line."""
+    return "_SignalingThread.run() raised" not in str(record.msg)
 
 
 def folder_of(workdir: str | epath.Path) -> epath.Path:
