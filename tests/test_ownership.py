@@ -87,7 +87,7 @@ def test_a_number_of_a_later_process_is_not_the_owner(tmp_path: Path) -> None:
         assert time.monotonic() - begun < ownership.SILENCE
 
 
-@pytest.mark.parametrize("text", ["", '{"host": "far"', None])
+@pytest.mark.parametrize("text", ["", '{"host": "far"', "[1]", None])
 def test_a_silent_owner_elsewhere_is_waited_for(tmp_path: Path, text: str | None, capsys) -> None:
     """Whole, or cut short by a kill."""
     path = elsewhere(tmp_path)

@@ -275,7 +275,7 @@ def test_speed_counts_steps_and_waiting_alone() -> None:
     assert clock_time(3723) == "1:02:03"
 
 
-def test_metrics_after_the_checkpoint_are_dropped_and_a_torn_line_too(tmp_path: Path) -> None:
+def test_metrics_after_the_checkpoint_are_dropped_and_a_torn_line_too(tmp_path: Path, monkeypatch) -> None:
     from etils import epath
 
     files = Files(epath.Path(tmp_path), 0)
@@ -283,6 +283,10 @@ def test_metrics_after_the_checkpoint_are_dropped_and_a_torn_line_too(tmp_path: 
         files.write(step, {"loss/0": step / 3})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
+    with monkeypatch.context() as patch:
+        patch.setattr(type(epath.Path(tmp_path)), "replace", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):  # killed before the shorter file is in its place
+            Files(epath.Path(tmp_path), 1)
     Files(epath.Path(tmp_path), 2)
     assert [row["step"] for row in rows(tmp_path)] == [1, 2]
 

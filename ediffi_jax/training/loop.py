@@ -74,9 +74,11 @@ def train(config: ConfigDict, workdir: str | epath.Path) -> int:
                 write_workdir(workdir, config)
             state, position = run.start(checkpoints)
             warn_of_strangers(run.phases[position.phase :])
+            with writing(workdir):
+                observers = make_observers(run, position, chrono)
             session = Session(
                 checkpoints=checkpoints,
-                observers=make_observers(run, position, chrono),
+                observers=observers,
                 stop=stop,
                 chrono=chrono,
                 owner=owner,
@@ -215,7 +217,7 @@ class PhaseLoop:
         self.session.rollbacks.refuse(what, bad, good, where)
 
     def log(self, position: Position) -> None:
-        """Writes the mean of each metric since the last time, per expert, and the speed."""
+        """Writes the mean of each metric since the last time, per expert, and the speed; if the workdir is ours."""
         self.read()
         row: dict[str, float] = {}
         for name in ("loss", "grad_norm"):
@@ -226,6 +228,7 @@ class PhaseLoop:
         row |= goodput.shares(self.chrono)
         if "images_per_s" in row:
             row["eta_s"] = self.images_left(position) / row["images_per_s"]
+        self.session.owner.check()
         self.write(position.step, row)
         self.chrono.restart()
 

@@ -91,7 +91,9 @@ class Files(Observer):
         self._folder = workdir
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
-            self._path.write_text("".join(line for line in _lines(self._path) if json.loads(line)["step"] <= step))
+            kept = workdir / "metrics.jsonl.tmp"  # a kill while it is written leaves the old lines
+            kept.write_text("".join(line for line in _lines(self._path) if json.loads(line)["step"] <= step))
+            kept.replace(self._path)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends a line."""

@@ -28,7 +28,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from ediffi_jax.training import claims
-from ediffi_jax.training.errors import StorageError, TrainingError
+from ediffi_jax.training.errors import RestartError, StorageError, TrainingError
 from ediffi_jax.training.storage import writing
 
 BEAT = 10.0  # seconds between two signs of life
@@ -50,8 +50,12 @@ def owned(workdir: epath.Path) -> Iterator[Ownership]:
             owner.claim()
         except TrainingError as error:
             refusal = error
-    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(refusal is not None)):
-        refusal = refusal or TrainingError(f"process 0 could not take {workdir}; it says why")
+    code = refusal.exit_code if refusal else 0
+    if jax.process_count() > 1:
+        code = int(multihost_utils.broadcast_one_to_all(np.int32(code)))
+    if code and not refusal:
+        kind = RestartError if code == RestartError.exit_code else TrainingError
+        refusal = kind(f"process 0 could not take {workdir}; it says why")
     if refusal:
         raise refusal
     owner.start()
@@ -107,7 +111,7 @@ class Ownership:
             now = self._read(number)
             if _parse(now).get("released"):
                 return
-            if now != before and claims.numbers(self._folder)[-1:] == [number]:
+            if now != before and _parse(now) and claims.numbers(self._folder)[-1:] == [number]:
                 raise self._refusal(_parse(now))
 
     def _refusal(self, told: dict) -> TrainingError:
@@ -171,7 +175,8 @@ class Ownership:
 def _parse(text: str) -> dict:
     """A claim; nothing of one cut short by a kill, or while it is rewritten."""
     with contextlib.suppress(ValueError):
-        return json.loads(text)
+        told = json.loads(text)
+        return told if isinstance(told, dict) else {}
     return {}
 
 
