@@ -4,8 +4,8 @@
 
 With `config.data.record_ids` every process notes the records of its part of each batch, as the loader read them, and
 writes a part file with each checkpoint: what is written is what the weights have seen. A run that starts again from
-a checkpoint removes the parts after it. Records are numbers in the stored order of the train split (of synthetic
-pictures, positions).
+a checkpoint removes the parts after it. Records are numbers in the stored order of the train split; those of a mixture's
+second data set count on from the first's, and so on; of synthetic pictures they are positions.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Records(Observer):
         """Writes those of the steps since the last time."""
         if not self._steps:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(exist_ok=True)  # a workdir that is gone is not made anew
         name = f"{min(self._steps):09d}-{max(self._steps):09d}.{jax.process_index()}.json"
         (self._folder / name).write_text(json.dumps(self._steps))
         self._steps = {}
