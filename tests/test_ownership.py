@@ -11,8 +11,11 @@ import threading
 import time
 from pathlib import Path
 
+import fsspec
 import pytest
 from etils import epath
+from etils.epath import backend
+from test_embeddings_remote import Bucket
 
 from ediffi_jax.training import claims, ownership
 from ediffi_jax.training.errors import StorageError, TrainingError
@@ -167,3 +170,39 @@ def test_it_gives_signs_of_life(tmp_path: Path) -> None:
             seen += [told] if told and told not in seen else []
         assert seen[1]["alive"] > seen[0]["alive"] and seen[1]["since"] == seen[0]["since"]
     assert json.loads(path.read_text())["released"]
+
+
+class Store(Bucket):
+    """An object store that, as the real ones, makes an object on the condition that there is none."""
+
+    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+        if mode == "create" and self.exists(path):
+            raise FileExistsError(path)
+        super().pipe_file(path, value, **kwargs)
+
+
+@pytest.fixture
+def store(monkeypatch):
+    Bucket.store, Bucket.pseudo_dirs = {}, [""]
+    monkeypatch.setattr(type(backend.fsspec_backend), "_get_filesystem", lambda self, name: Store())
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url: (Store(), Store._strip_protocol(url)))
+
+
+def test_in_an_object_store(store, capsys) -> None:
+    """Nothing is renamed or appended to, and no folder made: the emulated store would refuse."""
+    workdir = epath.Path("gs://bucket/run")
+    with ownership.owned(workdir) as owner:
+        owner.check()
+        assert list(Bucket.store) == ["/bucket/run/owner/1.json"]
+        with pytest.raises(TrainingError, match="another run has gs://bucket/run: host"):
+            ownership.Ownership(workdir).claim()
+    with ownership.owned(workdir) as owner:
+        assert list(Bucket.store) == ["/bucket/run/owner/2.json"]
+        assert not claims.create(workdir / "owner", 2, "another")
+        assert claims.create(workdir / "owner", 3, "another")
+        with pytest.raises(TrainingError, match="took gs://bucket/run over"):
+            owner.check()
+    begun = time.monotonic()
+    with ownership.owned(workdir):  # "another" is a claim that nobody can read, and that stays silent
+        assert time.monotonic() - begun >= ownership.SILENCE
+        assert list(Bucket.store) == ["/bucket/run/owner/4.json"]

@@ -20,10 +20,15 @@ NAME = re.compile(r"(\d+)\.json")
 def numbers(folder: epath.Path) -> list[int]:
     """The numbers taken, ascending; none without the folder. Raises OSError."""
     try:
-        found = [NAME.fullmatch(path.name) for path in folder.iterdir()]
+        if is_remote(folder):
+            store, prefix = fsspec.core.url_to_fs(os.fspath(folder))
+            store.invalidate_cache()  # what others wrote since
+            names = [path.rpartition("/")[2] for path in store.ls(prefix, detail=False)]
+        else:
+            names = os.listdir(folder)
     except FileNotFoundError:
         return []
-    return sorted(int(match[1]) for match in found if match)
+    return sorted(int(match[1]) for match in map(NAME.fullmatch, names) if match)
 
 
 def place(folder: epath.Path, number: int) -> epath.Path:
