@@ -162,7 +162,8 @@ class Cascade:
                 for number, stage in enumerate(self.stages):
                     bar.set_postfix_str(stage.spec.name)
                     painted = painting is not None and stage.spec.name in request.paint.stages
-                    keys = image_keys(np.uint32(request.seed), indices.astype(np.uint32), stage_index=number)
+                    numbers = (indices + request.first).astype(np.uint32)
+                    keys = image_keys(np.uint32(request.seed), numbers, stage_index=number)
                     x = stage.sample(
                         pick(cond), keys, low_res=x, null=None if null is None else pick(null),
                         settings=request.stages[stage.spec.name], paint=pick(painting) if painted else None,

@@ -41,6 +41,7 @@ class Request:
         batch_size: images at a time.
         paint: painted phrases, or None.
         style_weight: {stage: weight of guidance by the style image}, where it has one of its own.
+        first: index of the first image, where these are a piece of a longer list: its noise is that of the whole.
     """
 
     prompts: tuple[str, ...]
@@ -53,6 +54,7 @@ class Request:
     batch_size: int
     paint: Plan | None = None
     style_weight: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    first: int = 0
 
     @property
     def total(self) -> int:
@@ -92,6 +94,7 @@ def make_request(
     paint_weight: float | Sequence[float] | None = None,
     paint_stages: str | Sequence[str] | None = None,
     style_weight: float | Mapping[str, float] | None = None,
+    first: int = 0,
     devices: int = 1,
     readers: Encoders | None = None,
 ) -> Request:
@@ -100,6 +103,7 @@ def make_request(
     Args:
         specs: of the stages.
         vision_size: pixels that the image encoder sees; 0 without one.
+        first: index of the first image; `Request.first`.
         devices: the batch size is a multiple of their number.
         readers: the encoders, in whose tokens painted phrases are found; needed only with paint.
 
@@ -120,6 +124,7 @@ def make_request(
         batch_size=BATCH_SIZE * devices if batch_size is None else _whole(batch_size, "batch_size", 1),
         paint=_paint(specs, texts, paint, paint_weight, paint_stages, wanted, readers),
         style_weight=_style_weight(style_weight, style, [spec.name for spec in specs]),
+        first=_whole(first, "first", 0, 2**32 - 1),
     )
 
 

@@ -73,6 +73,10 @@ class Disk:
         finally:
             temporary.unlink(missing_ok=True)
 
+    def remove(self, name: str) -> None:
+        """Removes a file, if it is there. Raises OSError."""
+        (self.path / name).unlink(missing_ok=True)
+
     def sweep(self, ours: Callable[[str], bool]) -> None:
         """Removes what killed processes left half-written of the files whose names are `ours`."""
         for leftover in self.path.glob(f"*{TEMPORARY}"):
@@ -116,6 +120,11 @@ class ObjectStore:
             fill(temporary)
             epath.Path(temporary).copy(self.path / name, overwrite=True)
             return temporary.stat().st_size
+
+    def remove(self, name: str) -> None:
+        """Removes an object, if it is there. Raises OSError."""
+        with _client(self.path):
+            (self.path / name).unlink(missing_ok=True)
 
     def sweep(self, ours: Callable[[str], bool]) -> None:
         """Nothing: what an interrupted upload leaves is no object."""

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from ediffi_jax.encoders.errors import EncoderError
 from ediffi_jax.encoders.files import INDEX, SINGLE, read_json
 from ediffi_jax.errors import nearest
@@ -72,6 +74,16 @@ def convert(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return output
+
+
+def read_pickle(file: Path) -> dict[str, np.ndarray]:
+    """The tensors of one pickled file as host arrays; only tensors are unpickled.
+
+    Raises:
+        EncoderError: no torch, a pickle that needs code, or is damaged.
+    """
+    tensors = _open(_torch(), file)
+    return {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
 
 
 def _torch() -> ModuleType:
