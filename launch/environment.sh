@@ -26,10 +26,13 @@ environment() {
       return 2
     fi
   fi
-  wanted="$(cat requirements/lock.txt "requirements/$lock.txt" | cksum)"
+  wanted="$(cat requirements/lock.txt "requirements/$lock.txt" requirements/test_bare.txt | cksum)"
   if [[ "$(cat ".venv/$lock.stamp" 2>/dev/null)" != "$wanted" ]]; then
     echo "Installing requirements/$lock.txt into .venv (only the first time)"
     "$PYTHON" -m pip install --disable-pip-version-check --quiet -r "requirements/$lock.txt" || return 2
+    if [[ "$lock" != lock ]]; then # the tests' peers that would pull in a torchvision of another torch
+      "$PYTHON" -m pip install --disable-pip-version-check --quiet --no-deps -r requirements/test_bare.txt || return 2
+    fi
     echo "$wanted" >".venv/$lock.stamp"
   fi
 }

@@ -46,7 +46,8 @@ def test_frechet_distance_is_that_of_both_peers(n):
     ours = frechet_distance(moments(a), moments(b))
     statistics = [(np.mean(x.astype(np.float64), 0), np.cov(x.astype(np.float64), rowvar=False)) for x in (a, b)]
     fidelity = [{"mu": mu, "sigma": sigma} for mu, sigma in statistics]
-    assert ours == pytest.approx(peers.torch_fid.fid_statistics_to_metric(*fidelity, False)[peers.torch_fid.KEY_METRIC_FID], rel=1e-5)
+    expected = peers.torch_fid.fid_statistics_to_metric(*fidelity, False)[peers.torch_fid.KEY_METRIC_FID]
+    assert ours == pytest.approx(expected, rel=1e-5)
     assert ours == pytest.approx(peers.pytorch_fid.calculate_frechet_distance(*statistics[0], *statistics[1]), rel=1e-4)
 
 

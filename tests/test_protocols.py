@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ediffi_jax.data import scenes
+from ediffi_jax.data.sources import open_tfds
 from ediffi_jax.evaluation import annotations, inputs, protocols, real_pictures
 from ediffi_jax.evaluation.errors import EvaluationError
 
@@ -130,12 +132,15 @@ def test_tfds_gives_captions_with_their_pictures(tmp_path):
 
     config = builder.ScenesConfig(resolution=16, num_scenes=12)
     builder.prepare(tmp_path, config)
-    found = protocols.of_tfds(builder.location(tmp_path, config), "train", 6, seed=1)
-    assert len(set(found.prompts)) == 6 and found.picture(2).shape == (16, 16, 3)
-    stored = {r.caption: r.encoded for r in protocols.open_tfds(builder.location(tmp_path, config), "train").read(range(12))}
-    assert set(found.prompts) <= set(stored)
+    folder = builder.location(tmp_path, config)
+    found = protocols.of_tfds(folder, "train", 6, seed=1)
+    stored = {record.caption: record.encoded for record in open_tfds(folder, "train").read(range(12))}
+    assert len(set(found.prompts)) == 6
+    for i, prompt in enumerate(found.prompts):
+        picture_of_it = np.asarray(Image.open(io.BytesIO(stored[prompt])).convert("RGB"))
+        np.testing.assert_array_equal(found.picture(i), picture_of_it)
     with pytest.raises(EvaluationError, match="has 12 pictures, 13 are asked for"):
-        protocols.of_tfds(builder.location(tmp_path, config), "train", 13)
+        protocols.of_tfds(folder, "train", 13)
 
 
 def test_a_protocol_says_what_it_lacks():

@@ -109,12 +109,15 @@ def test_every_number_carries_its_conditions(finished):
     stored = json.loads((out / "curve.json").read_text())
     for point in stored["points"]:
         assert point["n"] == N and point["reference_n"] == N and point["seed"] in (0, 1)
-        assert point["sampler"] == {"base": "deis_kutta3", "sr16": "deis_kutta3"} and point["steps"] == {"base": 4, "sr16": 2}
+        assert point["sampler"] == {"base": "deis_kutta3", "sr16": "deis_kutta3"}
+        assert point["steps"] == {"base": 4, "sr16": 2}
         assert point["resize"] == "pil_bicubic" and point["right"] is None
     row = next(row for row in stored["over_seeds"] if row["guidance"] == 2)
     values = [p["fid"] for p in stored["points"] if p["guidance"] == 2]
-    assert row["fid"]["mean"] == pytest.approx(np.mean(values)) and row["fid"]["std"] == pytest.approx(np.std(values, ddof=1))
-    assert stored["settings"]["cascade"]["fingerprint"] and stored["settings"]["network"]["name"].endswith("(not Inception)")
+    assert row["fid"]["mean"] == pytest.approx(np.mean(values))
+    assert row["fid"]["std"] == pytest.approx(np.std(values, ddof=1))
+    assert stored["settings"]["network"]["name"].endswith("(not Inception)")
+    assert stored["settings"]["cascade"]["fingerprint"]
     assert curves.read(out) == dataclasses.replace(curve, settings=stored["settings"])
     assert not list((out / "points").glob("*.npz"))  # features go once their point is written
 
@@ -126,9 +129,13 @@ def test_few_pictures_are_warned_about(sweep, caplog):
 
 def test_what_is_there_is_not_measured_again_and_more_may_be_added(sweep, cascade, tmp_path, monkeypatch):
     first = sweep(seeds=(0,))
-    sampled = []
-    run = type(cascade).run
-    monkeypatch.setattr(type(cascade), "run", lambda self, request, **k: sampled.append(request.seed) or run(self, request, **k))
+    sampled, run = [], type(cascade).run
+
+    def watched(self, request, **how):
+        sampled.append(request.seed)
+        return run(self, request, **how)
+
+    monkeypatch.setattr(type(cascade), "run", watched)
     again = sweep(seeds=(0,))
     assert again.points == first.points and not sampled
     more = sweep(guidance=(2.0, 0.0), seeds=(0, 1))
@@ -231,8 +238,9 @@ def test_features_and_scores_do_not_depend_on_the_devices(network, clip, asked):
 def test_clip_score_is_transformers_own_of_a_vit_g_layout(tmp_path):
     """The shape of CLIP ViT-g/14: exact GELU, patches of 14, towers of different widths, heads of 88 / 2."""
     size = build_tokenizers.build_clip(fakes.CAPTIONS, tmp_path, max_tokens=16)
-    text = {"vocab_size": size, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "hidden_act": "gelu"}
-    text |= {"num_hidden_layers": 2, "max_position_embeddings": 16, "bos_token_id": size - 2, "eos_token_id": size - 1}
+    text = {"vocab_size": size, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    text |= {"num_hidden_layers": 2, "max_position_embeddings": 16, "hidden_act": "gelu"}
+    text |= {"bos_token_id": size - 2, "eos_token_id": size - 1}
     vision = {"hidden_size": 88, "intermediate_size": 384, "num_attention_heads": 2, "num_hidden_layers": 2}
     vision |= {"image_size": 28, "patch_size": 14, "hidden_act": "gelu"}
     config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)

@@ -83,5 +83,3 @@ def _lerp(x: np.ndarray, low: np.ndarray, high: np.ndarray, weight: np.ndarray, 
     shape[axis] = len(weight)
     first = x.take(low, axis)
     return first + (x.take(high, axis) - first) * weight.reshape(shape)
-
-
