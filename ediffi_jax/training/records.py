@@ -4,8 +4,8 @@
 
 With `config.data.record_ids` every process notes the records of its part of each batch, as the loader read them, and
 writes a part file with each checkpoint: what is written is what the weights have seen. A run that starts again from
-a checkpoint removes the parts after it. Records are numbers in the stored order of the train split; those of a mixture's
-second data set count on from the first's, and so on; of synthetic pictures they are positions.
+a checkpoint removes the parts after it. Records are numbers in the stored order of the train split; in a mixture those
+of the second data set count on from the first's, and so on; synthetic pictures have their positions.
 """
 
 from __future__ import annotations
