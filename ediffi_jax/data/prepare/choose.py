@@ -3,7 +3,8 @@
     units ──ids──▶ group ──▶ repeated ids ─┐
       └────────────────────────────────────┴─▶ the rest ──hashes──▶ group ──▶ duplicates ──▶ work/chosen/*.parquet
 
-Pictures stay where they are; what is grouped is some tens of bytes a record, many records to an element.
+Pictures stay where they are; what is grouped is 60 bytes a record and band, many records to an element, as bytes:
+arrays would be sent with their description each.
 """
 
 from __future__ import annotations
@@ -56,20 +57,20 @@ def choose(units: beam.PCollection[Numbered], *, records: str, out: str, setting
     return everything | "with all" >> beam.CoGroupByKey() | "verdicts" >> judged
 
 
-def ids_of(place: int, key: str, records: str) -> Iterator[tuple[int, np.ndarray]]:
+def ids_of(place: int, key: str, records: str) -> Iterator[tuple[int, bytes]]:
     """(bucket, (id's hash, unit, row) [n, 3] as uint64), of records that can be taken."""
     table = tables.read(records, key, ["id", "reason"])
     rows = np.flatnonzero([reason == "" for reason in table["reason"].to_pylist()])
     ids = table["id"].to_pylist()
     found = np.array([(dedup.tie(ids[row]), place, row) for row in rows], np.uint64).reshape(-1, 3)
     for bucket in np.unique(found[:, 0] % ID_BUCKETS):
-        yield int(bucket), found[found[:, 0] % ID_BUCKETS == bucket]
+        yield int(bucket), found[found[:, 0] % ID_BUCKETS == bucket].tobytes()
 
 
-def repeated_in(bucket: int, parts: Iterable[np.ndarray]) -> Iterator[tuple[int, list[int]]]:
+def repeated_in(bucket: int, parts: Iterable[bytes]) -> Iterator[tuple[int, list[int]]]:
     """(unit, its rows whose ids were there before)."""
     del bucket
-    found = dedup.repeated(np.concatenate(list(parts)))
+    found = dedup.repeated(np.frombuffer(b"".join(parts), np.uint64).reshape(-1, 3))
     for place in np.unique(found[:, 0]):
         yield int(place), [int(row) for row in found[found[:, 0] == place, 1]]
 
@@ -87,7 +88,7 @@ def _open_rows(table: pa.Table, repeated: Iterable[list[int]], settings: Setting
 
 def hashes_of(
     place: int, found: Mapping[str, Any], records: str, settings: Settings
-) -> Iterator[tuple[dedup.Bucket, np.ndarray]]:
+) -> Iterator[tuple[dedup.Bucket, bytes]]:
     """The buckets that a unit's records go to."""
     (key,) = found["unit"]
     table = tables.read(records, key, ["id", "reason", "sha256", "phash", "colours", "width", "height"])
@@ -101,14 +102,15 @@ def hashes_of(
     entries["pixels"] = table["width"].to_numpy().astype(np.int64) * table["height"].to_numpy()
     entries["tie"] = [dedup.tie(id) for id in table["id"].to_pylist()]
     entries["unit"], entries["row"] = place, rows
-    yield from dedup.buckets(entries, settings.dedup_exact, settings.duplicate_distance)
+    for bucket, part in dedup.buckets(entries, settings.dedup_exact, settings.duplicate_distance):
+        yield bucket, part.tobytes()
 
 
-def duplicates_in(bucket: dedup.Bucket, parts: Iterable[np.ndarray], distance: int) -> Iterator[tuple[int, np.ndarray]]:
+def duplicates_in(bucket: dedup.Bucket, parts: Iterable[bytes], distance: int) -> Iterator[tuple[int, bytes]]:
     """(unit, its verdicts)."""
-    found = dedup.duplicates(bucket, np.concatenate(list(parts)), distance)
+    found = dedup.duplicates(bucket, np.frombuffer(b"".join(parts), dedup.ENTRY), distance)
     for place in np.unique(found["unit"]):
-        yield int(place), found[found["unit"] == place]
+        yield int(place), found[found["unit"] == place].tobytes()
 
 
 def judge(
@@ -126,7 +128,7 @@ def judge(
         reasons[row] = "evaluation"
     best: dict[int, tuple[int, ...]] = {}
     for verdicts in found["duplicates"]:
-        for _, row, kind, twin_unit, twin_row in verdicts.tolist():
+        for _, row, kind, twin_unit, twin_row in np.frombuffer(verdicts, dedup.VERDICT).tolist():
             best[row] = min(best.get(row, (kind, twin_unit, twin_row)), (kind, twin_unit, twin_row))
     for row, (kind, twin_unit, twin_row) in best.items():
         reasons[row] = ("duplicate", "near_duplicate")[kind]
