@@ -35,7 +35,7 @@ class Summary:
         shares: what each unit gives to each split, if lots below `held_out_below` are held out.
         examples: for each reason the first few (source, detail).
         samples: (lot, unit, row) of the taken records with the lowest lots.
-        contents: hash over ids, pictures and captions of the taken ones, in their order.
+        contents: hash over ids, pictures and captions of the taken ones, in their order, unit by unit.
     """
 
     held_out_below: float
@@ -63,6 +63,7 @@ class Summary:
             shares.append(Share(key=key, records=len(rows), picture_bytes=int(sizes[rows].sum())))
             self.picture_bytes += shares[-1].picture_bytes
         taken = verdicts.filter(pc.equal(verdicts["reason"], ""))
+        self.contents.update(len(taken).to_bytes(8, "big"))
         for id, digest in zip(taken["id"].to_pylist(), taken["digest"].to_pylist(), strict=True):
             self.contents.update(id.encode() + b"\0" + digest)
         self.mended.update(name for names in taken["mended"].to_pylist() for name in names.split())
