@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import ediffi_jax as ed
-from ediffi_jax.data.batches import SyntheticAssembler
+from ediffi_jax.data.batches import Assembled, SyntheticAssembler
 from ediffi_jax.training import checkpoint, config_files, loop
 
 # What version 0.1.0 made of it: the losses of both experts at step 6, and the mean of one image's channels.
@@ -33,12 +33,12 @@ def test_it_samples(copy: Path) -> None:
     np.testing.assert_allclose(image.mean((0, 1)), MEANS, atol=1.0)  # in steps of 1/255, rounded
 
 
-def pictures_of_that_time(self: SyntheticAssembler, start: int) -> tuple[dict, list[str]]:
+def pictures_of_that_time(self: SyntheticAssembler, start: int) -> Assembled:
     """One draw for the whole batch; now every picture is drawn from its own position."""
     rng = np.random.default_rng((self.seed, start, 0))
     shapes = self.sizes.shapes().items()
     batch = {name: rng.integers(256, size=(*self.layout.shape, *shape), dtype=np.uint8) for name, shape in shapes}
-    return batch, [f"picture number {number}" for number in rng.integers(1000, size=self.layout.images)]
+    return batch, [f"picture number {number}" for number in rng.integers(1000, size=self.layout.images)], []
 
 
 def test_it_trains_on(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

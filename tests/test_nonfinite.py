@@ -33,13 +33,13 @@ def drawn(monkeypatch):
     """Data with a NaN for the second expert in a batch that holds a position in `bad`; notes what was drawn."""
 
     def read(self, start: int):
-        batch, captions = make_batch(self, start)
+        batch, captions, replaced = make_batch(self, start)
         image = batch["image"].astype(np.float32)
         if image.shape[0] > 1:  # training, and not the held-out pictures
             seen.append(start)
             if set(bad) & set(range(start, start + PER_STEP)):
                 image[1, 0, 0, 0, 0] = np.nan
-        return {**batch, "image": image}, captions
+        return {**batch, "image": image}, captions, replaced
 
     bad: list[int] = []
     seen: list[int] = []
