@@ -29,8 +29,8 @@ from ediffi_jax.training import config_files
 
 SCENES = "configs/scenes.py:stage=base,tiny"
 SMALL = (
-    "batch_size=8", "compute_dtype=float32", "model.channels=8", "model.channel_mults=(1,2)",
-    "model.attention_resolutions=(8,)", "model.cross_attention_resolutions=(8,)", "model.head_channels=8",
+    "batch_size=8", "compute_dtype=float32", "model.channels=8", "model.channel_mults=(1,)",
+    "model.attention_resolutions=()", "model.cross_attention_resolutions=(16,)", "model.head_channels=8",
     "model.context_width=16", "sampler.steps=4",
 )  # fmt: skip
 

@@ -5,6 +5,7 @@ A chip of which no figure is known has 0 for it: what follows from that is then 
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -14,6 +15,7 @@ from ediffi_jax.planning.chips import GPUS, Chip
 from ediffi_jax.planning.errors import PlanError
 
 PLATFORMS = ("cpu", "gpu")
+EMULATED = "xla_force_host_platform_device_count"
 UNSTATED = {"peak_flops": 0.0, "hbm_bandwidth": 0.0, "ici_bandwidth": 0.0, "dcn_bandwidth": 0.0}
 CPU = Chip(name="cpu", platform="cpu", hbm_installed=0, hbm_bytes=0, max_chips=1024, **UNSTATED)
 
@@ -37,10 +39,10 @@ def local_chip(platform: str, count: int | None) -> tuple[Chip, int]:
 def local_devices(platform: str, count: int) -> list[Any]:
     """Devices of this machine, at least so many. Raises PlanError if there are fewer."""
     try:
-        if platform == "cpu":
-            jax.config.update("jax_num_cpu_devices", max(count, jax.config.jax_num_cpu_devices))
-        else:
+        if platform == "gpu":
             jax.config.update("jax_platforms", "cuda,cpu")
+        elif EMULATED not in os.environ.get("XLA_FLAGS", ""):  # else their number has been said
+            jax.config.update("jax_num_cpu_devices", max(count, jax.config.jax_num_cpu_devices))
     except RuntimeError:  # JAX has asked its devices already; what is there is there
         pass
     try:

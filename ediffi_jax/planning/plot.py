@@ -77,7 +77,7 @@ def _memory(axes: Axes, parts: dict[str, Memory], available: int) -> None:
                 label = name if name not in axes.get_legend_handles_labels()[1] else None
                 axes.barh(row, size / GB, left=left, height=0.6, color=COLOURS[name], label=label)
                 if size > 0.06 * available:
-                    middle = {"ha": "center", "va": "center", "fontsize": 8, "color": "white"}
+                    middle = {"ha": "center", "va": "center", "fontsize": 8}
                     axes.text(left + size / GB / 2, row, f"{size / GB:.1f}", **middle)
                 left += size / GB
         axes.text(left, row, f" {memory.used / GB:.2f} GB", va="center", fontsize=8)
@@ -85,7 +85,7 @@ def _memory(axes: Axes, parts: dict[str, Memory], available: int) -> None:
     axes.text(available / GB, len(parts) - 0.45, f"{available / GB:.1f} GB available ", ha="right", fontsize=8)
     axes.set_yticks(range(len(parts)), list(parts))
     axes.set(xlim=(0, 1.05 * available / GB), ylim=(-0.6, len(parts) - 0.2), xlabel="HBM of a chip, GB")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.65 / len(parts)), ncols=8, fontsize=7, frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.55 / len(parts)), ncols=8, fontsize=7, frameon=False)
 
 
 def _time(axes: Axes, parts: dict[str, Roofline]) -> None:
