@@ -15,6 +15,7 @@ from fractions import Fraction
 import numpy as np
 
 from ediffi_jax.data import sources, views
+from ediffi_jax.data.degrade import Degrader
 from ediffi_jax.data.embedding_rows import digest
 from ediffi_jax.data.embeddings import Reader
 from ediffi_jax.data.mixture import Order
@@ -129,6 +130,7 @@ class RecordAssembler:
         captions: phrasings to draw from, 0 for no end of them.
         flip: whether half of the pictures are mirrored; never scenes, whose captions say left and right.
         record_ids: whether training batches say which records they are made of.
+        degrader: what is done to the low-resolution pictures, None for nothing.
     """
 
     data: Sequence[DataSet]
@@ -139,6 +141,7 @@ class RecordAssembler:
     captions: int = 0
     flip: bool = False
     record_ids: bool = False
+    degrader: Degrader | None = None
 
     @functools.cached_property
     def order(self) -> Order:
@@ -168,6 +171,8 @@ class RecordAssembler:
             rows.append((sample.which, sample.number, chosen, digest(record.caption, record.identity)))
             needs_image.append(record.needs_image)
             cut = self.sizes.cut(sample.picture, rng)
+            if self.degrader is not None:
+                cut["low_res"] = self.degrader(cut["image"], cut["low_res"], self.seed, position)
             mirrored = self.flip and self.training and not record.scene and rng.random() < 0.5
             for name, view in cut.items():
                 arrays[name][row] = view[:, ::-1] if mirrored else view

@@ -9,6 +9,7 @@ from typing import Any
 from ediffi_jax import errors
 from ediffi_jax.data import mixture, sources
 from ediffi_jax.data.batches import DataSet
+from ediffi_jax.data.degrade import Degrader
 from ediffi_jax.data.views import LoaderError, Views
 
 
@@ -33,6 +34,8 @@ class DataConfig:
         record_ids: training batches say which records they are made of.
         flip: mirror half of the pictures in training (never scenes). Only for captions without left and right.
         max_bad_fraction: share of the images whose records may be unusable, and are replaced, before the run ends.
+        degrade: how the low-resolution picture is degraded, a name in `degrade.PRESETS`; "" for not at all.
+        degrade_clean: share of the pictures that `degrade` leaves as they are.
     """
 
     name: str = "scenes"
@@ -49,6 +52,8 @@ class DataConfig:
     record_ids: bool = False
     flip: bool = False
     max_bad_fraction: float = 0.01
+    degrade: str = ""
+    degrade_clean: float = 0.1
 
     @classmethod
     def parse(cls, config: Mapping[str, Any]) -> DataConfig:
@@ -69,6 +74,16 @@ class DataConfig:
             crop=self.crop,
             clip=self.clip_resolution,
         )
+
+    @property
+    def degrader(self) -> Degrader | None:
+        """What is done to the low-resolution pictures; raises `LoaderError` for a preset or share that cannot be."""
+        degrader = Degrader(preset=self.degrade, clean=self.degrade_clean) if self.degrade else None
+        if degrader is not None and not self.low_resolution:
+            raise LoaderError(
+                f"data.degrade={self.degrade!r} is for super-resolution, and data.low_resolution is 0; expected ''"
+            )
+        return degrader
 
     @property
     def embeddings_folders(self) -> tuple[str, ...]:

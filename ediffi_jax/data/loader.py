@@ -1,6 +1,7 @@
 """Batches for training as a pure function of (seed, position).
 
     position p ──turn(p)──▶ data set ──shuffle(seed, p)──▶ record ──decode, shrink, crop──▶ image, low_res, clip_pixels
+                                                              │                                └──degrade(seed, p)
                                                               └────caption(seed, p)──tokenize──▶ t5_ids, clip_ids, masks
 
 The *position* is the number of images of the global order already consumed: an endless sequence of
@@ -165,7 +166,7 @@ def make_loader(
     Returns:
         A `Loader` whose batches have the keys (E and b here are our experts and images alone)
             image        uint8 [E, b, H, W, 3]
-            low_res      uint8 [E, b, h, w, 3], if there is a low_resolution
+            low_res      uint8 [E, b, h, w, 3], if there is a low_resolution; degraded as `data.degrade` says
             clip_pixels  uint8 [E, b, S, S, 3], if there is a clip_resolution
             needs_image  bool [E, b], in training with pictures: whether the caption leaves the style to the picture
             record_id    int [E, b], in training with `data.record_ids`: the record's number in the data set,
@@ -174,7 +175,7 @@ def make_loader(
         or, with `data.embeddings`, instead of pixels and ids those of `embedding_rows.RowFormat.decode`.
 
     Raises:
-        LoaderError: unknown data, split or key; sizes that do not fit together; a seed out of range;
+        LoaderError: unknown data, split, key or degradation; sizes that do not fit together; a seed out of range;
             embeddings that are not these encoders' of these data.
     """
     if not 0 <= seed < 2**32:
@@ -191,7 +192,8 @@ def make_loader(
     if config.embeddings and (tokenizer is None or config.name == "synthetic"):
         lacking = "config.encoders is empty" if tokenizer is None else "synthetic pictures have none"
         raise LoaderError(f"data.embeddings={config.embeddings!r} cannot be used: {lacking}")
-    if config.name == "synthetic":
+    degrader = config.degrader
+    if config.name == "synthetic":  # noise already: not degraded
         return Loader(SyntheticAssembler(config.views, layout, seed, config.record_ids and split == "train"), tokenizer)
     sizes, account = config.views, Account(config.max_bad_fraction)
     folders, training = config.embeddings_folders, split == "train"
@@ -211,6 +213,7 @@ def make_loader(
         captions=config.captions,
         flip=config.flip,
         record_ids=config.record_ids,
+        degrader=degrader,
     )
     if config.flip and folders and assemble.pictures:
         raise LoaderError("data.flip mirrors pictures whose embeddings are prepared; expected data.flip=false")

@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 
 from ediffi_jax.data.scenes import Scene, score
@@ -68,6 +68,13 @@ def box_average(pictures: Pictures, size: int) -> Float[np.ndarray, "n s s 3"]:
     return pictures.reshape(n, size, side // size, size, side // size, channels).mean(axis=(2, 4))
 
 
+def flat_regions(pictures: Pictures) -> Bool[np.ndarray, "n r r"]:
+    """Where a pixel's 3x3 neighbourhood spans at most `FLAT` levels in every channel."""
+    window = (1, 3, 3, 1)
+    span = ndimage.maximum_filter(pictures, window).astype(int) - ndimage.minimum_filter(pictures, window)
+    return (span <= FLAT).all(axis=-1)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ColourDrift:
     """Final minus base on flat regions, in levels of 255: mean absolute error, and bias per channel."""
@@ -78,11 +85,7 @@ class ColourDrift:
 
 def colour_drift(base: Pictures, final: Pictures) -> ColourDrift:
     """Compares the first stage's pictures [n, r, r, 3] with the last one's [n, k r, k r, 3]."""
-    small = box_average(final, base.shape[1])
-    window = (1, 3, 3, 1)
-    span = ndimage.maximum_filter(base, window).astype(int) - ndimage.minimum_filter(base, window)
-    flat = (span <= FLAT).all(axis=-1)
-    difference = (small - base)[flat]
+    difference = (box_average(final, base.shape[1]) - base)[flat_regions(base)]
     return ColourDrift(
         absolute=float(np.abs(difference).mean()),
         bias=tuple(float(value) for value in difference.mean(axis=0)),

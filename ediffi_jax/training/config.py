@@ -12,6 +12,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ediffi_jax import samplers
+from ediffi_jax.data.config import DataConfig
+from ediffi_jax.data.views import LoaderError
 from ediffi_jax.errors import nearest
 from ediffi_jax.release.spec import ReleaseError, sampler_from_json
 from ediffi_jax.samplers import SamplerError
@@ -43,6 +45,8 @@ DEFAULTS: dict[str, Any] = {
         "record_ids": False,  # note in workdir/records which records each step trained on
         "flip": False,  # mirror half of the pictures; only where no caption says left or right
         "max_bad_fraction": 0.01,  # of images whose records cannot be used and are replaced, before the run ends
+        "degrade": "",  # of the low-resolution picture: "full" or "cascade", see docs/degradation.md
+        "degrade_clean": 0.1,  # share of pictures that it leaves as they are
     },
     "batch_size": 64,
     "accumulate": 1,  # parts a batch is worked off in: only one part's activations are in memory
@@ -124,6 +128,7 @@ def validate(config: ConfigDict) -> tuple[Phase, ...]:
     _expect(config, "optimizer.cooldown", lambda n: n >= 0, "a number of steps, 0 for none")
     _expect(config, "aug.max_level", lambda x: x >= 0, "0 or more")
     _expect(config, "aug.level", lambda x: x >= 0, "0 or more")
+    _check_degradation(config)
     _expect(config, "keep", lambda n: n >= 1, "1 or more")
     _expect(config, "steps_per_call", lambda n: n >= 1, "a number of steps, 1 or more")
     for key in ("log_every", "eval_every", "save_every", "sample_every"):
@@ -147,6 +152,14 @@ def _expect(config: ConfigDict, path: str, holds: Any, expected: str) -> None:
         value = value[name]
     if not isinstance(value, int | float) or not holds(value):
         raise ConfigError(f"config.{path}={value!r}; expected {expected}")
+
+
+def _check_degradation(config: ConfigDict) -> None:
+    """Raises ConfigError before anything is opened: a plan or a recipe's check reads no data."""
+    try:
+        DataConfig.parse(config.data).degrader  # noqa: B018 (checked when it is made)
+    except LoaderError as error:
+        raise ConfigError(f"config.{error}") from error
 
 
 def _check_sampler(config: ConfigDict) -> None:

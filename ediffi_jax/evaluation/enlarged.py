@@ -1,0 +1,96 @@
+"""Enlarged pictures of scenes, compared model with model: right or wrong, like renders or not, true to colours.
+
+The distance is the squared Fréchet distance of two Gaussians with diagonal covariance, a feature, over the
+standardised statistics of `style_recognition.py`. Intervals are the middle 95 % of bootstrap draws of the pictures, the
+same for all models, so that differences between models are paired.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from ediffi_jax.data.scenes import Scene, score
+from ediffi_jax.evaluation import style_recognition
+from ediffi_jax.evaluation.scenes_accuracy import colour_drift, flat_regions
+from ediffi_jax.evaluation.style_recognition import StyleClassifier
+
+Pictures = UInt8[np.ndarray, "n r r 3"]
+DRAWS = 2000
+NAMES = ("right", "distance", "bias_red", "bias_green", "bias_blue", "error")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is known of each picture of a model, nan where it cannot be said.
+
+    Attributes:
+        right: [n], 1 or 0.
+        features: standardised, [n, f].
+        bias: colours of flat regions against the picture it was made from, of 255, [n, 3].
+        error: mean absolute difference to the true picture, of 255, [n].
+    """
+
+    right: Float[np.ndarray, "n"]
+    features: Float[np.ndarray, "n f"]
+    bias: Float[np.ndarray, "n 3"]
+    error: Float[np.ndarray, "n"]
+
+
+def measure(
+    pictures: Pictures, scenes: Sequence[Scene], low: Pictures, truth: Pictures | None, standard: StyleClassifier
+) -> Measured:
+    """Reads pictures of scenes, made from `low`; `standard` is a fitted `StyleClassifier`, for its feature scale."""
+    rows = np.stack([style_recognition.features(picture) for picture in pictures])
+    pairs = [(a[None], b[None]) for a, b in zip(low, pictures, strict=True)]
+    unknown = (np.nan,) * 3
+    error = np.full(len(pictures), np.nan)
+    if truth is not None:
+        error = np.abs(pictures.astype(np.float64) - truth).mean(axis=(1, 2, 3))
+    return Measured(
+        right=np.array([float(score(picture, scene).all) for picture, scene in zip(pictures, scenes, strict=True)]),
+        features=(rows - standard.mean) / standard.scale,
+        bias=np.array([colour_drift(a, b).bias if flat_regions(a).any() else unknown for a, b in pairs]),
+        error=error,
+    )
+
+
+def distance(a: Float[np.ndarray, "n f"], b: Float[np.ndarray, "m f"]) -> float:
+    """Squared Fréchet distance of two Gaussians with diagonal covariance, a feature."""
+    return float(np.mean((a.mean(axis=0) - b.mean(axis=0)) ** 2 + (a.std(axis=0) - b.std(axis=0)) ** 2))
+
+
+def figures(found: Measured, reference: Float[np.ndarray, "m f"], rows: Int[np.ndarray, "k"]) -> Float[np.ndarray, "6"]:
+    """right, distance, bias of red, green and blue, error: of these pictures."""
+    bias = np.nanmean(found.bias[rows], axis=0) if np.isfinite(found.bias).any() else np.full(3, np.nan)
+    return np.array(
+        [found.right[rows].mean(), distance(found.features[rows], reference), *bias, found.error[rows].mean()]
+    )
+
+
+def summarise(measured: Mapping[str, Measured], reference: Float[np.ndarray, "m f"], plain: str) -> dict[str, Any]:
+    """Every figure of every model as [value, low, high], and how models differ from the one called `plain`.
+
+    Args:
+        measured: by model, all of the same scenes.
+        reference: features of what pictures should look like.
+        plain: one of them.
+    """
+    number = len(measured[plain].right)
+    rng = np.random.default_rng(0)
+    draws = [np.arange(number), *rng.integers(number, size=(DRAWS, number))]
+    values = {name: np.array([figures(found, reference, rows) for rows in draws]) for name, found in measured.items()}
+
+    def interval(table: np.ndarray) -> dict[str, Any]:
+        low, high = np.percentile(table[1:], (2.5, 97.5), axis=0)
+        known = [(name, i) for i, name in enumerate(NAMES) if np.isfinite(table[0, i])]
+        return {name: [float(table[0, i]), float(low[i]), float(high[i])] for name, i in known}
+
+    told = {name: interval(table) for name, table in values.items()}
+    return told | {
+        f"{name} - {plain}": interval(table - values[plain]) for name, table in values.items() if name != plain
+    }
