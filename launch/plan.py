@@ -58,7 +58,7 @@ def main(overrides: list[str]) -> int:
 
     config = config_files.load(CONFIG.value)
     config_files.override(config, overrides)
-    kind = plot.check_format(PLOT.value) if PLOT.value else ""
+    kind = plot.check_format(PLOT.value, WHAT.value) if PLOT.value else ""
     for file in filter(None, (PLOT.value, None if JSON.value == "-" else JSON.value)):
         make_folder(Path(file).parent)  # before minutes of compiling
     assumed = Assumptions(pairs=PAIRS.value, caption_tokens=TOKENS.value, mfu=MFU.value, price=PRICE.value)

@@ -223,6 +223,8 @@ def test_more_devices_than_there_are_get_one_line() -> None:
         parse_topology("gpu")
     with pytest.raises(PlanError, match="topology cpu:999: this machine has 8 CPU devices"):
         parse_topology("cpu:999")
+    with pytest.raises(PlanError, match="topology cpu:0; expected 1 device or more"):
+        parse_topology("cpu:0")
     with pytest.raises(PlanError, match="devices of this machine are one slice"):
         parse_topology("cpu:2", slices=2)
 

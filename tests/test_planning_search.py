@@ -167,6 +167,8 @@ def test_pictures_hold_every_figure_and_are_the_same_each_time(planned: plan.Pla
         plot.draw(dataclasses.replace(planned, roofline=None), "png")
     with pytest.raises(PlanError, match="expected a name that ends in .png or .svg"):
         plot.check_format("plan.jpg")
+    with pytest.raises(PlanError, match="the table of embeddings has no picture"):
+        plot.check_format("plan.png", "embeddings")
 
 
 def test_a_search_of_what_has_nothing_to_search_gets_one_line(root: Path) -> None:

@@ -30,6 +30,8 @@ def local_chip(platform: str, count: int | None) -> tuple[Chip, int]:
     Raises:
         PlanError: fewer are here.
     """
+    if count == 0:
+        raise PlanError(f"topology {platform}:0; expected 1 device or more")
     found = local_devices(platform, count or 1)
     if platform == "cpu":
         return CPU, count or 1

@@ -29,8 +29,10 @@ COLOURS = {
 LABELS = {"compute": "arithmetic", "memory": "HBM", "ici": "ICI (in the slice)", "dcn": "DCN (between slices)"}
 
 
-def check_format(path: str) -> str:
-    """The format that a file's name asks for. Raises PlanError for any but png and svg."""
+def check_format(path: str, what: str = "train") -> str:
+    """The format that a file's name asks for. Raises PlanError for any but png and svg, and where nothing is drawn."""
+    if what == "embeddings":
+        raise PlanError("--plot is of train, sample and encode; the table of embeddings has no picture")
     found = Path(path).suffix.lstrip(".").lower()
     if found not in FORMATS:
         raise PlanError(f"--plot={path}: expected a name that ends in .png or .svg")

@@ -155,7 +155,7 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
         PlanError: an unknown chip, a shape or number that is not sold, fewer than one slice.
     """
     known = {chip.name: chip for chip in TPUS}
-    if local := re.fullmatch(r"(cpu|gpu)(?::([1-9]\d*))?", name.strip().lower()):
+    if local := re.fullmatch(r"(cpu|gpu)(?::(\d+))?", name.strip().lower()):
         if slices != 1:
             raise PlanError(f"slices={slices}; devices of this machine are one slice")
         chip, count = local_chip(local[1], int(local[2]) if local[2] else None)
