@@ -41,7 +41,8 @@ def recipe(tmp_path_factory) -> Path:
 
 def start(verb: str, *words: str, **variables: str) -> subprocess.Popen:
     """A verb as a process of its own; see `small_launch` for what is small and slow in it."""
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "EDIFFI_TEST_BATCH_SECONDS": "0.02"} | variables
+    fixed = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "EDIFFI_TEST_BATCH_SECONDS": "0.02"}
+    environment = {**os.environ, **fixed, **variables}
     command = [sys.executable, "-u", str(Path(__file__).parent / "small_launch.py"), verb, *words]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -60,13 +61,20 @@ def wait_for_step(process: subprocess.Popen, step: int) -> None:
     pytest.fail(f"ended before step {step}: {process.stderr.read()}")
 
 
-def kill_while_saving(process: subprocess.Popen, workdir: Path) -> None:
-    """SIGKILL as soon as a checkpoint is half-written."""
-    while process.poll() is None:
-        if any(checkpoint.TEMPORARY in path.name for path in (workdir / "checkpoints").glob("*")):
-            process.kill()
-            break
-    assert finish(process)[0] == -signal.SIGKILL
+def half_written(workdir: Path) -> bool:
+    """Whether a checkpoint is being written, or was left so by a kill."""
+    return any((workdir / "checkpoints").glob(f"*{checkpoint.TEMPORARY}*"))
+
+
+def kill_while_saving(workdir: Path, *words: str) -> bool:
+    """SIGKILL as soon as a checkpoint is being written. Returns whether it stays half-written."""
+    process = start("train", *words, f"--workdir={workdir}")
+    for wanted in (False, True):  # what the last kill left is removed first
+        while process.poll() is None and half_written(workdir) != wanted:
+            time.sleep(0.0005)
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL, "it ended before it was killed"
+    return half_written(workdir)
 
 
 @pytest.mark.slow
@@ -83,7 +91,7 @@ def test_killed_and_terminated_it_ends_where_an_undisturbed_run_ends(recipe: Pat
     killed_at = checkpoint.committed_steps(broken / "checkpoints")[-1]
     assert 7 <= killed_at < 60
 
-    kill_while_saving(start("train", f"--workdir={broken}"), broken)  # the config comes from the workdir
+    kill_while_saving(broken)  # the config comes from the workdir
     process = start("train", f"--workdir={broken}")
     wait_for_step(process, killed_at + 12)
     process.send_signal(signal.SIGTERM)
@@ -109,11 +117,10 @@ def test_killed_at_twenty_random_moments(recipe: Path, tmp_path: Path) -> None:
     assert finish(start("train", *words, f"--workdir={whole}"))[0] == 0
     random, left = np.random.default_rng(0), 0
     for kill in range(20):
-        process = start("train", *words, f"--workdir={broken}")
         if kill % 2:
-            kill_while_saving(process, broken)
-            left += any(checkpoint.TEMPORARY in path.name for path in (broken / "checkpoints").iterdir())
+            left += kill_while_saving(broken, *words)
         else:
+            process = start("train", *words, f"--workdir={broken}")
             saved = checkpoint.committed_steps(broken / "checkpoints")
             wait_for_step(process, (saved[-1] if saved else 0) + int(random.integers(1, 9)))
             time.sleep(random.uniform(0, 0.05))
