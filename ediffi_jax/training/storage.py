@@ -31,7 +31,7 @@ def writing(place: object) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError) as error:
         text = " ".join(str(error).split())
         if not isinstance(error, OSError) and not STATUS.match(text):
             raise  # our mistake
