@@ -2,15 +2,13 @@
 
   python -m launch.evaluate --cascade=scenes --num=300 --guidance=0,1,2,4 --seeds=0,1,2 --out=runs/curve
 
-needs no files: it draws scenes, and its features are those of the bundled image tower, which is not Inception. As in
-the paper (FID-5K of COCO over w = 0, 0.5 … 10), with files you have:
+needs no files: it draws scenes, seen by the bundled image tower, which is not Inception. The paper's FID-5K of COCO:
 
   python -m launch.evaluate --cascade=RELEASE --protocol=coco --annotations=captions_val2014.json --images=val2014 \\
-      --inception=pt_inception-2015-12-05-6726825d.pth --clip=CLIP-ViT-g-14 --num=5000 --guidance=0:10:0.5 \\
-      --reference=coco5k.npz --out=runs/coco
+      --inception=pt_inception-2015-12-05-6726825d.pth --clip=CLIP-ViT-g-14 --num=5000 --guidance=0:10:0.5 --out=runs/coco
 
-Killed, the same command goes on; more weights or seeds may be added later. --compare=RUN,RUN draws several runs in one
-picture; --generated=FOLDER measures pictures that are there already. docs/evaluation.md explains the numbers.
+Killed, the same command goes on; weights and seeds may be added later. --compare=RUN,RUN draws runs in one picture;
+--generated=FOLDER measures pictures that are there already. docs/evaluation.md explains the numbers.
 """
 
 from __future__ import annotations
@@ -55,7 +53,8 @@ def main(overrides: list[str]) -> None:
 
     out = pictures.make_folder(OUT.value)
     if COMPARE.value:
-        return print(curve_picture.write([curves.read(path) for path in COMPARE.value], out))
+        print(curve_picture.write([curves.read(path) for path in COMPARE.value], out))
+        return
     weights, seeds = inputs.weights(GUIDANCE.value), inputs.seeds(SEEDS.value)
     sampler, steps = samples.per_stage(SAMPLER.value, str, "sampler"), samples.per_stage(STEPS.value, int, "steps")
     found = picture_folder.read(GENERATED.value, NUM.value) if GENERATED.value else None
@@ -67,7 +66,8 @@ def main(overrides: list[str]) -> None:
     network, clip = inputs.network(INCEPTION.value, RESIZE.value), inputs.clip(CLIP.value)
     real = inputs.real(REFERENCE.value, network, asked, resolution, REFERENCE_NUM.value or num)
     if found:
-        return print(picture_folder.write(found, real, network, clip, out))
+        print(picture_folder.write(found, real, network, clip, out))
+        return
     curve = tradeoff.sweep(
         loaded, asked, real, network, clip, guidance=weights, seeds=seeds, num=num, out=OUT.value, label=LABEL.value,
         save_every=SAVE_EVERY.value, dump=DUMP.value, keep_features=KEEP_FEATURES.value,

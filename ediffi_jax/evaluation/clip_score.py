@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, UInt8
 from ediffi_jax.cascade import default_devices
 from ediffi_jax.encoders import Encoders
 from ediffi_jax.evaluation.errors import EvaluationError
-from ediffi_jax.evaluation.features import over_devices, placement
+from ediffi_jax.evaluation.features import clip_params, over_devices, placement
 from ediffi_jax.pictures import read_style
 from ediffi_jax.types import Params
 
@@ -71,8 +71,7 @@ class ClipScore:
 
     @functools.cached_property
     def _placed(self) -> Params:
-        used = {name: self.encoders.params[name] for name in ("clip", "vision") if name in self.encoders.params}
-        return jax.device_put(used, placement(self.devices, P()))
+        return jax.device_put(clip_params(self.encoders), placement(self.devices, P()))
 
     @functools.cached_property
     def _program(self) -> Callable[..., Array]:

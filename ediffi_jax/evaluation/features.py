@@ -110,6 +110,11 @@ def placement(devices: Sequence[jax.Device], spec: P) -> NamedSharding:
     return NamedSharding(mesh, spec)
 
 
+def clip_params(encoders: Encoders) -> Params:
+    """The parameters of CLIP alone, without T5's."""
+    return {name: encoders.params[name] for name in ("clip", "vision") if name in encoders.params}
+
+
 def of_inception(
     path: str | os.PathLike, filter: str = resize.DEFAULT, devices: Sequence[jax.Device] | None = None
 ) -> FeatureNetwork:
@@ -151,7 +156,7 @@ def of_encoders(
         size=encoders.image_size,
         width=encoders.vision.config.pooled_width,
         filter=filter,
-        params=encoders.params,
+        params=clip_params(encoders),
         apply=lambda params, x: encoders.apply(params, None, jnp.clip(x / 255.0, 0.0, 1.0)).clip_image,
         devices=tuple(devices or default_devices()),
     )

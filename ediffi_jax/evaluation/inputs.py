@@ -114,7 +114,7 @@ def weights(text: str) -> list[float]:
         if step <= 0 or count < 0 or abs(first + count * step - last) > 1e-9:
             raise ValueError(text)
         return [round(first + i * step, 9) for i in range(count + 1)]
-    except (ValueError, ZeroDivisionError) as error:
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
         expected = "numbers as 0,0.5,2 or first:last:step as 0:10:0.5"
         raise EvaluationError(f"--guidance={text}; expected {expected}") from error
 

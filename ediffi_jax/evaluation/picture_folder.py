@@ -62,8 +62,11 @@ def measure_pictures(found: Folder, real: Reference, network: FeatureNetwork, cl
         EvaluationError: an unreadable picture, or too few.
     """
     parts, first = [], 0
-    read_one = lambda i: real_pictures.read(found.files[i])  # noqa: E731
-    for pictures in real_pictures.batches(read_one, len(found.files), found.resolution):
+
+    def picture(i: int) -> real_pictures.Picture:
+        return real_pictures.read(found.files[i])
+
+    for pictures in real_pictures.batches(picture, len(found.files), found.resolution):
         prompts = found.prompts[first : first + len(pictures)]
         scores = clip(prompts, pictures) if prompts else np.zeros(0, np.float32)
         parts.append(Rows(features=network(pictures), clip_scores=scores, right=np.zeros(0, bool)))

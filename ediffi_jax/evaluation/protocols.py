@@ -11,7 +11,6 @@ share their first 5000 prompts.
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -91,7 +90,7 @@ def of_tfds(folder: str | os.PathLike, split: str, number: int, seed: int = 0) -
     return Protocol(
         name=f"tfds {os.path.basename(os.path.normpath(folder))}/{source.split}",
         prompts=tuple(record.caption for record in records),
-        picture=lambda i: real_pictures.read(io.BytesIO(records[i].encoded)),
+        picture=lambda i: real_pictures.read(f"{i} of {folder}", records[i].encoded),
         described={"seed": seed, "split": source.split, "records": len(source)},
     )
 

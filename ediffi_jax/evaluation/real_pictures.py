@@ -6,6 +6,7 @@ network's own filter (`resize`) does comes after, and is the same for real and g
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,18 +26,18 @@ _THREADS = 8
 Picture = UInt8[np.ndarray, "h w 3"]
 
 
-def read(path: str | os.PathLike) -> Picture:
-    """A picture file as RGB.
+def read(path: str | os.PathLike, content: bytes | None = None) -> Picture:
+    """A picture file as RGB; with `content`, that instead, and `path` is what an error calls it.
 
     Raises:
         EvaluationError: missing, damaged or no picture.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(path if content is None else io.BytesIO(content)) as picture:
             return np.asarray(picture.convert("RGB"))
     except FileNotFoundError as error:
         raise EvaluationError(f"picture {path} does not exist") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise EvaluationError(f"picture {path} is unreadable ({error}); replace it, or take it out") from error
 
 

@@ -128,7 +128,7 @@ class _Run:
     def point(self, folder: Disk | ObjectStore, guidance: float, seed: int, bar: tqdm, keep: bool) -> Point:
         """One weight and seed: read if it is there, else measured from parts that are there or made now."""
         bar.set_postfix_str(f"w={guidance:g} seed={seed}")
-        name = f"w{guidance:g}_seed{seed}"
+        name = _name(guidance, seed)
         if folder.size(f"{name}.json") is not None:
             bar.update(self.num)
             return Point.from_json(folder.read(f"{name}.json"))
@@ -163,7 +163,7 @@ class _Run:
     def _measured(self, batch: tuple[np.ndarray, np.ndarray], start: int, guidance: float, seed: int) -> Rows:
         first, pictures = start + int(batch[0][0]), batch[1]
         if self.dump is not None:
-            place = make_folder(self.dump / "pictures" / f"w{guidance:g}_seed{seed}")
+            place = make_folder(self.dump / "pictures" / _name(guidance, seed))
             for i, picture in enumerate(pictures):
                 write_png(place / f"{first + i:06d}.png", picture)
         prompts = self.protocol.prompts[first : first + len(pictures)]
@@ -182,6 +182,11 @@ def _check(cascade: Cascade, network: FeatureNetwork, reference: Reference) -> N
     difference = first_difference(held, wanted)
     if difference:
         raise EvaluationError(f"the reference statistics have {difference}")
+
+
+def _name(guidance: float, seed: int) -> str:
+    """Of a point's files; weights that differ have names that differ."""
+    return f"w{guidance:.17g}_seed{seed}" if float(f"{guidance:g}") != guidance else f"w{guidance:g}_seed{seed}"
 
 
 def _different(values: Sequence[float], name: str) -> list[Any]:
