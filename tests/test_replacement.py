@@ -101,8 +101,8 @@ def test_it_is_counted_and_told_with_its_number(damaged, caplog):
 def test_pictures_that_do_not_decode_are_told_with_their_id(caplog, whole, monkeypatch):
     source = open_tfds(whole, "train")
     bad = source.read([7])[0]
-    def decoding(encoded):
-        return decode(encoded[: len(encoded) // 2] if encoded == bad.encoded else encoded)
+    def decoding(encoded, enough):
+        return decode(encoded[: len(encoded) // 2] if encoded == bad.encoded else encoded, enough)
 
     monkeypatch.setattr(views, "decode", decoding)
     data = make(whole)

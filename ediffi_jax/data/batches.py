@@ -14,7 +14,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from ediffi_jax.data import sources, views
+from ediffi_jax.data import sources
 from ediffi_jax.data.degrade import Degrader
 from ediffi_jax.data.embedding_rows import digest
 from ediffi_jax.data.embeddings import Reader
@@ -204,7 +204,7 @@ class RecordAssembler:
             try:
                 if isinstance(found, LoaderError):
                     raise found
-                picture = self.sizes.fit(views.decode(found.encoded))
+                picture = self.sizes.read(found.encoded)
                 return Sample(which=which, number=number, record=found, picture=picture)
             except LoaderError as error:
                 known = "" if isinstance(found, LoaderError) else found.id

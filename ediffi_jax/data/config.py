@@ -33,6 +33,7 @@ class DataConfig:
             for each data set, in their order: "FOLDER,FOLDER".
         record_ids: training batches say which records they are made of.
         flip: mirror half of the pictures in training (never scenes). Only for captions without left and right.
+        reduced_decode: decode a JPEG of at least eight times `source_resolution` at a half or less of its size.
         max_bad_fraction: share of the images whose records may be unusable, and are replaced, before the run ends.
         degrade: how the low-resolution picture is degraded, a name in `degrade.PRESETS`; "" for not at all.
         degrade_clean: share of the pictures that `degrade` leaves as they are.
@@ -51,6 +52,7 @@ class DataConfig:
     embeddings: str = ""
     record_ids: bool = False
     flip: bool = False
+    reduced_decode: bool = True
     max_bad_fraction: float = 0.01
     degrade: str = ""
     degrade_clean: float = 0.1
@@ -73,6 +75,7 @@ class DataConfig:
             low=self.low_resolution,
             crop=self.crop,
             clip=self.clip_resolution,
+            reduced=self.reduced_decode,
         )
 
     @property

@@ -123,7 +123,8 @@ class Loader:
 def _close(reference: weakref.ref) -> None:
     batches = reference()
     if batches is not None:
-        batches.close()
+        with contextlib.suppress(ValueError):  # a thread is drawing from it, and closes it
+            batches.close()
 
 
 def _with_embeddings(data: DataSet, folder: str, first: DataSet | None, **found: Any) -> DataSet:

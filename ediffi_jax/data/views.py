@@ -5,12 +5,15 @@
                         └──box──▶ clip_pixels [P, P]    (always the whole picture)
 
 Every reduction is a box average (exact for whole factors), which is antialiased; a crop starts on a
-multiple of the factor f, so both crops show the same part to the pixel.
+multiple of the factor f, so both crops show the same part to the pixel. A JPEG of at least eight times the size that
+is wanted (S) is decoded at a half, a quarter or an eighth of its size, to no less than four times S: JPEG's own
+reduction, in its cosine transform, comes before the box average then.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import struct
 
 import cv2
 import numpy as np
@@ -25,10 +28,38 @@ class LoaderError(errors.UserError):
     """A data set, split, size or record that the loader cannot use."""
 
 
-def decode(encoded: bytes) -> Picture:
-    """PNG, JPEG or WebP bytes -> uint8 RGB [h, w, 3]; raises `LoaderError` if they are none, cut off or too large."""
+MARGIN = 4  # a reduced JPEG is still so many times larger than wanted
+# How many times smaller a JPEG is decoded, and OpenCV's flag for it.
+REDUCTIONS = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
+
+
+def jpeg_size(encoded: bytes) -> tuple[int, int] | None:
+    """(height, width) from the frame header of a JPEG; None if there is none."""
+    place = 2 if encoded[:2] == b"\xff\xd8" else len(encoded)
+    while place + 9 <= len(encoded) and encoded[place] == 0xFF:
+        marker, length = encoded[place + 1], int.from_bytes(encoded[place + 2 : place + 4], "big")
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return struct.unpack_from(">HH", encoded, place + 5)
+        place += 1 if marker == 0xFF else 2 + length
+    return None
+
+
+def decode(encoded: bytes, enough: int = 0) -> Picture:
+    """PNG, JPEG or WebP bytes -> uint8 RGB [h, w, 3].
+
+    Args:
+        encoded: the file.
+        enough: a JPEG may come 2, 4 or 8 times smaller, if then its shorter side is no less than this; 0 for never.
+
+    Raises:
+        LoaderError: another format, cut off, or more pixels than OpenCV takes.
+    """
+    size = jpeg_size(encoded) if enough else None
+    flag = cv2.IMREAD_COLOR
+    if size is not None:
+        flag = next((flag for times, flag in REDUCTIONS.items() if min(size) >= times * enough), flag)
     try:
-        picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+        picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), flag)
     except cv2.error:  # no bytes, or more pixels than OpenCV takes
         picture = None
     if picture is None:
@@ -53,6 +84,7 @@ class Views:
         low: of the full picture it starts from, 0 for a base model; divides `resolution`.
         crop: side of the part of the full picture to train on, 0 for all of it.
         clip: side of the picture for the CLIP image encoder, 0 for none.
+        reduced: whether a JPEG that is much larger than `source` is decoded at a part of its size.
     """
 
     source: int
@@ -60,6 +92,7 @@ class Views:
     low: int = 0
     crop: int = 0
     clip: int = 0
+    reduced: bool = True
 
     def __post_init__(self) -> None:
         def whole(a: int, b: int) -> bool:
@@ -95,6 +128,10 @@ class Views:
         sizes |= {"low_res": self.side // self.factor} if self.low else {}
         sizes |= {"clip_pixels": self.clip} if self.clip else {}
         return {name: (size, size, 3) for name, size in sizes.items()}
+
+    def read(self, encoded: bytes) -> Picture:
+        """A stored picture decoded and fitted; raises `LoaderError` if it cannot be used."""
+        return self.fit(decode(encoded, MARGIN * self.source if self.reduced else 0))
 
     def fit(self, picture: Picture) -> Picture:
         """The centre square of a stored picture at the source resolution; raises `LoaderError` if it is smaller."""

@@ -204,11 +204,11 @@ def held_out(workdir: Path, encoders: object, count: int) -> tuple:
     from ediffi_jax import conditioning
     from ediffi_jax.training import config_files
     from ediffi_jax.training.objective import encode_batch, to_unit
-    from ediffi_jax.training.run import make_batches
+    from ediffi_jax.training.run import make_loader
 
     config = config_files.read_workdir(workdir)
     config.batch_size = count
-    batch = {k: v[0] for k, v in next(make_batches(config, encoders, split="test", num_experts=1, start=0)).items()}
+    batch = {k: v[0] for k, v in next(make_loader(config, encoders, split="test", num_experts=1).iterate()).items()}
     cond = encode_batch(encoders, encoders.params, batch)
     return to_unit(batch["image"]), conditioning.select(cond, ("t5", "clip_text"))
 

@@ -1,4 +1,5 @@
-"""What the loop does next: the batches of one or several steps, and the program that takes them all.
+"""What the loop does next: the batches of one or several steps, already on their way to the devices, and the program
+that takes them all.
 
     steps_per_call = 1     a program a step
     steps_per_call = n     a program of n steps, for when a step is so short that starting it counts; calls end at
@@ -8,15 +9,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator, Mapping
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jaxtyping import Int, PyTree
 
+from ediffi_jax.data.batches import RECORD_ID
 from ediffi_jax.training.checkpoint import Position
 from ediffi_jax.training.mesh import put_batch, put_batches
 from ediffi_jax.training.nonfinite import Rollbacks
+from ediffi_jax.training.prefetch import Ahead
 from ediffi_jax.training.run import Run
 from ediffi_jax.training.schedule import Phase
 from ediffi_jax.training.state import TrainState
@@ -28,20 +32,23 @@ class Call:
     """One or several steps.
 
     Attributes:
-        batches: on the host, one a step.
         positions: where the run stands after each step.
         images: trained on in all of them.
+        record_ids: of each step's records, as far as they are this process's; empty unless they are noted.
     """
 
-    batches: list[dict[str, np.ndarray]]
     positions: list[Position]
     images: int
+    record_ids: list[Int[np.ndarray, "e b"]]
 
     def each(self, metrics: Metrics) -> list[Metrics]:
         """The metrics of every step; those of several steps come stacked."""
-        if len(self.batches) == 1:
+        if len(self.positions) == 1:
             return [metrics]
-        return [{name: rows[i] for name, rows in metrics.items()} for i in range(len(self.batches))]
+        return [{name: rows[i] for name, rows in metrics.items()} for i in range(len(self.positions))]
+
+
+Placed = Mapping[str, jax.Array]
 
 
 class Calls:
@@ -62,33 +69,51 @@ class Calls:
             accumulate=config.accumulate,
         )
         self._steps = make_train_steps(self._step, mesh)
-        self._batches: Iterator[dict[str, np.ndarray]] | None = None
+        self._loader = run.train_loader(phase)
+        self._ahead: Ahead[tuple[Call, Placed]] | None = None
         self._compiled: set[int] = set()
 
-    def draw(self, position: Position) -> Call:
-        """The next call from a position; batches that a roll-back passes over are left out."""
-        batches, positions = [], []
-        for _ in range(min(self._every - position.step % self._every, self._phase.steps - position.phase_step)):
-            start = self._rollbacks.past(position.images)
-            if self._batches is None or start != position.images:
-                self._batches = self._run.batches(self._phase, start)
-            batches.append(next(self._batches))
-            position = dataclasses.replace(
-                position, step=position.step + 1, phase_step=position.phase_step + 1, images=start + self._images
-            )
-            positions.append(position)
-        return Call(batches, positions, len(batches) * self._images)
+    @property
+    def replaced(self) -> int:
+        """Records that this process could not use in this phase, and replaced."""
+        return self._loader.account.replaced
 
-    def run(self, call: Call, state: TrainState, frozen: PyTree) -> tuple[TrainState, Metrics]:
+    def draw(self, position: Position) -> tuple[Call, Placed]:
+        """The next call, the first time from `position` on, and its batches on the devices."""
+        self._ahead = self._ahead or Ahead(self._from(position))
+        return next(self._ahead)
+
+    def close(self) -> None:
+        """Stops drawing ahead."""
+        if self._ahead is not None:
+            self._ahead.close()
+
+    def _from(self, position: Position) -> Generator[tuple[Call, Placed]]:
+        """The calls from a position to the end of the phase; batches that a roll-back passes over are left out."""
+        batches = None
+        while position.phase_step < self._phase.steps:
+            rows, positions = [], []
+            for _ in range(min(self._every - position.step % self._every, self._phase.steps - position.phase_step)):
+                start = self._rollbacks.past(position.images)
+                if batches is None or start != position.images:
+                    batches = self._loader.iterate(start)
+                rows.append(next(batches))
+                position = dataclasses.replace(
+                    position, step=position.step + 1, phase_step=position.phase_step + 1, images=start + self._images
+                )
+                positions.append(position)
+            noted = [batch.pop(RECORD_ID) for batch in rows if RECORD_ID in batch]
+            placed = put_batch(rows[0], self._mesh) if len(rows) == 1 else put_batches(rows, self._mesh)
+            yield Call(positions, len(rows) * self._images, noted), placed
+
+    def run(self, call: Call, batches: Placed, state: TrainState, frozen: PyTree) -> tuple[TrainState, Metrics]:
         """Takes the steps; the state passed in is gone afterwards."""
-        if len(call.batches) == 1:
-            return self._step(state, put_batch(call.batches[0], self._mesh), frozen)
-        return self._steps(state, put_batches(call.batches, self._mesh), frozen)
+        return (self._step if len(call.positions) == 1 else self._steps)(state, batches, frozen)
 
     def compiled(self, call: Call) -> bool:
         """Whether a call of so many steps was noted before, and so needs no compilation."""
-        return len(call.batches) in self._compiled
+        return len(call.positions) in self._compiled
 
     def note_compiled(self, call: Call) -> None:
         """Remembers that calls of so many steps are compiled."""
-        self._compiled.add(len(call.batches))
+        self._compiled.add(len(call.positions))

@@ -69,7 +69,7 @@ class Part:
     def _picture(self, number: int, record: sources.Record) -> views.Picture:
         """What CLIP sees; black if it cannot be used: training then takes another record and reads no row of this."""
         try:
-            return views.shrink(self.sizes.fit(views.decode(record.encoded)), self.sizes.clip)
+            return views.shrink(self.sizes.read(record.encoded), self.sizes.clip)
         except views.LoaderError as error:
             logging.warning("record %d %s cannot be used: %s", number, record.id, error)
             return np.zeros((self.sizes.clip, self.sizes.clip, 3), np.uint8)

@@ -18,7 +18,6 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ediffi_jax.data.batches import RECORD_ID
 from ediffi_jax.training import goodput
 from ediffi_jax.training.calls import Call, Calls
 from ediffi_jax.training.checkpoint import Checkpoints, Position
@@ -141,11 +140,11 @@ class PhaseLoop:
         saved = last.step if last and (self.phase.steps > 0 or last.phase == position.phase) else -1
         while position.phase_step < self.phase.steps and not self.session.stop.now():
             self.chrono.turn("data")
-            call = self.calls.draw(position)
+            call, batches = self.calls.draw(position)
             self.note_records(call)
             self.chrono.turn("step" if self.calls.compiled(call) else "compile")
             self.profile.before(position.step + 1)
-            state, metrics = self.calls.run(call, state, self.frozen)
+            state, metrics = self.calls.run(call, batches, state, self.frozen)
             position = call.positions[-1]
             self.keep_pace(call, metrics)
             self.profile.after(position.step, metrics)
@@ -158,6 +157,7 @@ class PhaseLoop:
             if self.due(self.config.save_every, position):
                 self.save(state, position)
                 saved = position.step
+        self.calls.close()
         if saved != position.step:
             self.save(state, position)
         self.chrono.turn("save")
@@ -170,12 +170,10 @@ class PhaseLoop:
         return every > 0 and (position.step % every == 0 or position.phase_step == self.phase.steps)
 
     def note_records(self, call: Call) -> None:
-        """Hands on which records the steps train on, and takes them out of the batches."""
-        for batch, position in zip(call.batches, call.positions, strict=True):
-            if RECORD_ID in batch:
-                record_ids = batch.pop(RECORD_ID)
-                for observer in self.observers:
-                    observer.drawn(position.step, record_ids)
+        """Hands on which records the steps train on."""
+        for record_ids, position in zip(call.record_ids, call.positions, strict=False):
+            for observer in self.observers:
+                observer.drawn(position.step, record_ids)
 
     def keep_pace(self, call: Call, metrics: Metrics) -> None:
         """Notes a call's metrics, and waits for an earlier one lest the host run far ahead of the device."""
@@ -225,7 +223,7 @@ class PhaseLoop:
             row |= {f"{name}/{expert}": float(mean) for expert, mean in zip(self.phase.expert_ids, means, strict=True)}
         self.measured.clear()
         row |= {"images": position.images, "phase": position.phase, **self.chrono.measure()}
-        row |= goodput.shares(self.chrono)
+        row |= {"data_replaced": self.calls.replaced, **goodput.shares(self.chrono)}
         if "images_per_s" in row:
             row["eta_s"] = self.images_left(position) / row["images_per_s"]
         self.session.owner.check()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -72,7 +72,7 @@ class Run:
             max_level=config.aug.max_level,
         )
         # Whole ones in every process: evaluation and preview are the same program everywhere.
-        batches = make_batches(config, frozen_encoders, split="test", num_experts=1, start=0)
+        batches = make_loader(config, frozen_encoders, split="test", num_experts=1).iterate()
         return cls(
             config=config,
             workdir=workdir,
@@ -92,12 +92,12 @@ class Run:
         """The frozen encoders' weights on a phase's mesh, a part on each device; see `frozen.encoder_params`."""
         return encoder_params(self.config, mesh)
 
-    def batches(self, phase: Phase, start: int) -> Iterator[dict[str, np.ndarray]]:
-        """Training batches from position `start` of the global data order: the part of [E, B, ...] that is ours."""
+    def train_loader(self, phase: Phase) -> loader.Loader:
+        """Training batches of a phase: the part of [E, B, ...] that is ours."""
         expert_part, image_part = local_part(self.mesh(phase))
         parts = {"expert_part": expert_part, "image_part": image_part}
-        common = {"split": "train", "num_experts": phase.num_experts, "start": start}
-        return make_batches(self.config, self.objective.encoders, **common, **parts)
+        common = {"split": "train", "num_experts": phase.num_experts}
+        return make_loader(self.config, self.objective.encoders, **common, **parts)
 
     def position(self, **changes: Any) -> Position:
         """The beginning of the run, with `changes`."""
@@ -153,16 +153,15 @@ class Run:
         return state, self.position(step=position.step, images=position.images, phase=position.phase + 1)
 
 
-def make_batches(
+def make_loader(
     config: ConfigDict,
     frozen: FrozenEncoders,
     *,
     split: str,
     num_experts: int,
-    start: int,
     **parts: Part,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of a split from a position of its order: whole ones, or the `parts` that `mesh.local_part` gives."""
+) -> loader.Loader:
+    """The loader of a split: of whole batches, or of the `parts` that `mesh.local_part` gives."""
     return loader.make_loader(
         config.data,
         split=split,
@@ -172,7 +171,7 @@ def make_batches(
         tokenizer=None if isinstance(frozen, Unconditional) else frozen,
         prepare=jax.process_count() == 1,
         **parts,
-    ).iterate(start)
+    )
 
 
 def initial_params(source: str, stage: str, params: PyTree) -> PyTree:
