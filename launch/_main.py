@@ -28,8 +28,7 @@ def run(main: Main, argv: Sequence[str] | None = None) -> None:
     """
     argv = list(sys.argv if argv is None else argv)
     if any(word in ("--help", "-h", "-help", "--helpfull") for word in argv[1:]):
-        print(main.__globals__["__doc__"])
-        print(flags.FLAGS.main_module_help())
+        print(help_text(main.__globals__["__doc__"], argv[0]))
         sys.exit(0)
     try:
         words, overrides = split_overrides(argv)
@@ -45,6 +44,12 @@ def run(main: Main, argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def help_text(doc: str, module: str) -> str:
+    """What `--help` prints: a verb's docstring, and the flags that absl has under the name of its module."""
+    listed = flags.FLAGS.module_help(module).strip().partition("\n")[2]
+    return f"{doc}\nFlags:\n{listed}"
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:

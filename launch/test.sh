@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need (a Chromium too, where it may) and runs them all:   bash launch/test.sh [--all] [pytest arguments]
-#   --all   also the tests marked `pod`: compiled for TPU pods by the TPU's own compiler, which take long
+#   --all   also the tests marked `pod`, which take minutes each: compiled for TPU pods, kill series, the quick start
 # Everything else is passed to pytest:              bash launch/test.sh tests/test_samplers.py -k order
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -66,19 +66,34 @@ def start(folder: Path) -> subprocess.Popen:
     )
 
 
+def interrupt(process: subprocess.Popen, sign: Path) -> str:
+    """Ctrl-C once there is a file; what was printed."""
+    deadline = time.monotonic() + 300
+    while not sign.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 130, output[-3000:]
+    assert "the same command goes on" in output and "Traceback" not in output
+    return output
+
+
+@pytest.mark.slow
+def test_interrupted_twice_it_goes_on(tmp_path: Path) -> None:
+    """The beginning of the next test: in the first training, and in what follows it."""
+    folder = tmp_path / "run"
+    interrupt(start(folder), folder / "base" / "config.json")
+    assert not (folder / "done" / "base.json").exists()
+    output = interrupt(start(folder), folder / "done" / "base.json")
+    assert "Render scenes and captions: done before" in output
+    assert not (folder / "report.html").exists()
+
+
+@pytest.mark.pod  # five minutes, most of them compiling
 @pytest.mark.slow
 def test_interrupted_it_goes_on_and_ends_in_a_report(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    first = start(folder)
-    deadline = time.monotonic() + 300
-    while not (folder / "base" / "config.json").exists() and first.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    first.send_signal(signal.SIGINT)
-    output, _ = first.communicate(timeout=200)
-    assert first.returncode == 130, output[-3000:]
-    assert "the same command goes on" in output and "Traceback" not in output
-    assert not (folder / "report.html").exists()
-
+    interrupt(start(folder), folder / "base" / "config.json")
     second = start(folder)
     output, _ = second.communicate(timeout=800)
     assert second.returncode == 0, output[-3000:]

@@ -55,6 +55,7 @@ class EfficientUNet(nn.Module):
         noise_aug: also embeds how much noise that picture carries.
         remat: recompute every block in the backward pass instead of storing it.
         dtype: compute dtype, "float32" or "bfloat16"; parameters, norms, softmax and output stay float32.
+        out_channels: channels of the picture.
     """
 
     resolution: int = 256

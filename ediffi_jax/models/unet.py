@@ -39,6 +39,7 @@ class UNet(nn.Module):
         dropout: rate inside residual blocks.
         remat: recompute every block in the backward pass instead of storing it.
         dtype: compute dtype, "float32" or "bfloat16"; parameters, norms, softmax and output stay float32.
+        out_channels: channels of the picture.
     """
 
     resolution: int = 64

@@ -19,6 +19,9 @@ from ediffi_jax import experts
 from ediffi_jax.errors import nearest
 from ediffi_jax.training.errors import ConfigError
 
+OPTIMIZERS = ("adamw",)
+DECAYS = ("constant", "cosine")
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -55,7 +58,7 @@ def learning_rate(optimizer: Mapping[str, Any], total_steps: int) -> optax.Sched
     elif optimizer["decay"] == "cosine":
         after = optax.cosine_decay_schedule(peak, max(total_steps - warmup, 1))
     else:
-        hint = nearest(str(optimizer["decay"]), ("constant", "cosine"))
+        hint = nearest(str(optimizer["decay"]), DECAYS)
         raise ConfigError(f"config.optimizer.decay={optimizer['decay']!r} is unknown{hint}")
     rate = optax.join_schedules([ramp, after], [warmup]) if warmup > 0 else after
     if cooldown == 0:
@@ -72,7 +75,7 @@ def make_optimizer(optimizer: Mapping[str, Any], total_steps: int) -> optax.Grad
         ConfigError: an unknown optimizer or decay.
     """
     if optimizer["name"] != "adamw":
-        hint = nearest(str(optimizer["name"]), ("adamw",))
+        hint = nearest(str(optimizer["name"]), OPTIMIZERS)
         raise ConfigError(f"config.optimizer.name={optimizer['name']!r} is unknown{hint}")
     adamw = optax.adamw(
         learning_rate(optimizer, total_steps),
