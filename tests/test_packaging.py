@@ -84,7 +84,7 @@ def test_verbs_start_from_the_installed_package(wheel: zipfile.ZipFile, tmp_path
 
 
 def test_bounds_admit_the_pins_and_colab(requirements: list[Requirement]) -> None:
-    runtime, test = pins("lock.txt"), pins("lock.txt", "test.txt")
+    runtime, test = pins("lock.txt"), pins("lock.txt", "test.txt", "docs.txt")
     for requirement in requirements:
         name = canonicalize_name(requirement.name)
         if requirement.marker is None:

@@ -93,7 +93,7 @@ def studio(cascade: Cascade | str = "scenes", *, height: int = 900, **options: A
         options: of `open_page`: results, limits, host, port, share.
 
     Raises:
-        As `open_page`.
+        UserError: what is no cascade; and what `open_page` raises.
     """
     from ediffi_jax.cascade import load
 
