@@ -109,10 +109,15 @@ def main(argv: list[str]) -> None:
     import ediffi_jax as ed
     from ediffi_jax import pictures
     from ediffi_jax.data import scenes
+    from ediffi_jax.data.degrade import PRESETS
     from ediffi_jax.data.views import shrink
+    from ediffi_jax.errors import nearest
     from ediffi_jax.evaluation import style_recognition
     from ediffi_jax.evaluation.enlarged import measure, summarise
 
+    for name in DEGRADE.value:
+        if name not in ("none", *PRESETS):
+            raise app.UsageError(f"--degrade={name!r} is unknown{nearest(name, ('none', *PRESETS))}")
     out = pictures.make_folder(OUT.value)
     cascade = ed.load("scenes")
     models = {"released": cascade.stages[1]} | {name: train(name, out / name) for name in DEGRADE.value}

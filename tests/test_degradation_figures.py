@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+from scipy import stats
 
 from ediffi_jax.data import scenes
 from ediffi_jax.data.views import shrink
@@ -52,6 +58,12 @@ def test_distance_is_that_of_two_gaussians() -> None:
     assert enlarged.distance(a, b) == pytest.approx(4, rel=0.02) and enlarged.distance(a, a) == 0
 
 
+@pytest.mark.parametrize(("right", "number"), [(0, 10), (7, 10), (96, 96), (150, 200)])
+def test_wilsons_interval_is_scipys(right: int, number: int) -> None:
+    theirs = stats.binomtest(right, number).proportion_ci(method="wilson")
+    assert enlarged.wilson(right / number, number) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
+
+
 def test_renders_are_right_and_a_tint_is_read_as_bias() -> None:
     _, wanted = zip(*scenes.heldout_prompts(6, 0), strict=True)
     truth = np.stack([scenes.render(scene, 64) for scene in wanted])
@@ -65,10 +77,34 @@ def test_renders_are_right_and_a_tint_is_read_as_bias() -> None:
     found["cascade"] = enlarged.measure(tinted, wanted, low, None, standard)
     assert found["none"].right.all() and np.all(found["none"].error == 0)
     told = enlarged.summarise(found, found["none"].features, "none")
-    assert told["none"]["right"] == [1, 1, 1] and told["none"]["distance"][0] == 0 and told["none"]["error"][0] == 0
+    assert (
+        told["none"]["right"] == pytest.approx([1, 6 / (6 + 1.96**2), 1], abs=1e-4)
+        and told["none"]["distance"][0] == 0
+        and told["none"]["error"][0] == 0
+    )
     assert "error" not in told["cascade"]  # nobody knows its truth
     difference = told["cascade - none"]
     assert difference["bias_red"][0] == pytest.approx(3, abs=0.5)
     assert difference["bias_green"][0] == pytest.approx(0, abs=0.2)
     assert difference["bias_blue"][1] <= difference["bias_blue"][0] <= difference["bias_blue"][2]
     assert difference["distance"][0] > 0
+
+
+@pytest.mark.pod
+def test_the_proof_runs_from_training_to_table_and_goes_on(tmp_path: Path) -> None:
+    """Two steps of the tiny recipe; a second call trains and draws nothing anew."""
+    words = "--stage=sr64,tiny --start=scratch --steps=2 --num_scenes=64 --number=2 --base_steps=1 --batch_size=2"
+    flags = [*words.split(), f"--data={tmp_path / 'data'}", f"--out={tmp_path / 'proof'}"]
+    command = [sys.executable, "-m", "benchmarks.degradation_proof", *flags]
+    subprocess.run(command, check=True, timeout=800)
+    out = tmp_path / "proof"
+    report = json.loads((out / "degradation_proof.json").read_text())
+    for fed in ("from_base", "from_truth"):
+        assert {"released", "none", "cascade", "cascade - none"} <= report[fed].keys()
+        assert all(low <= high for row in report[fed].values() for _, low, high in row.values())
+    assert report["from_truth"]["renders"]["error"][0] == 0 and report["from_truth"]["renders"]["right"][0] == 1
+    before = {file: file.stat().st_mtime_ns for file in out.glob("*.npy")}
+    assert len(before) == 7
+    told = subprocess.run(command, check=True, timeout=800, capture_output=True, text=True).stdout
+    assert "sr64 step" not in told and "cascade - none" in told
+    assert before == {file: file.stat().st_mtime_ns for file in out.glob("*.npy")}

@@ -2,7 +2,8 @@
 
 The distance is the squared Fréchet distance of two Gaussians with diagonal covariance, a feature, over the
 standardised statistics of `style_recognition.py`. Intervals are the middle 95 % of bootstrap draws of the pictures, the
-same for all models, so that differences between models are paired.
+same for all models, so that differences between models are paired; those of shares are Wilson's, which say something
+also where all pictures are right.
 """
 
 from __future__ import annotations
@@ -72,6 +73,14 @@ def figures(found: Measured, reference: Float[np.ndarray, "m f"], rows: Int[np.n
     )
 
 
+def wilson(share: float, number: int) -> tuple[float, float]:
+    """95 % interval of a share of `number` pictures (Wilson 1927)."""
+    z = 1.959964
+    middle = (share + z**2 / (2 * number)) / (1 + z**2 / number)
+    half = z * np.sqrt(share * (1 - share) / number + z**2 / (4 * number**2)) / (1 + z**2 / number)
+    return float(max(0.0, middle - half)), float(min(1.0, middle + half))
+
+
 def summarise(measured: Mapping[str, Measured], reference: Float[np.ndarray, "m f"], plain: str) -> dict[str, Any]:
     """Every figure of every model as [value, low, high], and how models differ from the one called `plain`.
 
@@ -91,6 +100,8 @@ def summarise(measured: Mapping[str, Measured], reference: Float[np.ndarray, "m 
         return {name: [float(table[0, i]), float(low[i]), float(high[i])] for name, i in known}
 
     told = {name: interval(table) for name, table in values.items()}
+    for row in told.values():
+        row["right"] = [row["right"][0], *wilson(row["right"][0], number)]
     return told | {
         f"{name} - {plain}": interval(table - values[plain]) for name, table in values.items() if name != plain
     }
