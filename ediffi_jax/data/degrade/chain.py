@@ -77,6 +77,8 @@ def degrade(
         image = operations.blur(image, draw_sinc(degradation.sinc, _size(degradation.sizes, rng), rng))
     if not early:
         image = _compressed(image, last.jpeg, rng)
+    if degradation.keep_colour:
+        image = image + (operations.mean_colour(picture) / 255 - operations.mean_colour(image))
     return operations.to_levels(image)
 
 

@@ -68,6 +68,11 @@ def encode(image: Image, quality: int) -> np.ndarray:
     return cv2.imencode(".jpg", cv2.cvtColor(to_levels(image), cv2.COLOR_RGB2BGR), settings)[1]
 
 
+def mean_colour(image: np.ndarray) -> Float[np.ndarray, "3"]:
+    """Of a picture [h, w, 3] of any type, float32; OpenCV's is many times faster than numpy's here."""
+    return np.array(cv2.mean(np.ascontiguousarray(image))[:3], np.float32)
+
+
 def to_levels(image: np.ndarray) -> np.ndarray:
     """[0, 1], what lies outside cut off, to uint8."""
     return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)

@@ -108,11 +108,13 @@ class Degradation:
         passes: at least one. The first scales the high-resolution picture, the others the final size.
         sizes: sides of the final sinc kernel.
         sinc: the final one.
+        keep_colour: whether the picture's mean colour is given back to it, so that nobody learns to shift colours.
     """
 
     passes: tuple[Pass, ...]
     sizes: tuple[int, int]
     sinc: Sinc
+    keep_colour: bool = False
 
 
 _SHAPES = {
@@ -177,6 +179,7 @@ CASCADE = Degradation(
     ),
     sizes=(3, 7),
     sinc=_NO_SINC,
+    keep_colour=True,
 )
 
 PRESETS: Mapping[str, Degradation] = {"full": FULL, "cascade": CASCADE}
