@@ -37,7 +37,7 @@ def test_a_wrong_command_is_found(root: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         "    python -m launch.sample --prompts=x --out=y  # a comment\n\n"
-        "```bash\nX=1 python -m launch.train --config=configs/scenes.py:stage=base \\\n  --config.optimizer.lrr=1\n```\n"
+        "```bash\nX=1 python -m launch.train --config=configs/sr256.py \\\n  --config.optimizer.lrr=1\n```\n"
         "`python -m launch.trane` and `python -m launch.local -- --setps=5`, `python -m launch.sample --out=z`\n"
     )
     found = mistakes(root, page)
