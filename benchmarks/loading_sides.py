@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import cv2
 import numpy as np
 import psutil
 from PIL import Image
@@ -99,6 +100,7 @@ def webdataset(case: Case, tfds_folder: str, tars: list[str], workers: int, with
 
 
 def _transformed(views: Views, with_pillow: bool, picture: Any) -> dict[str, Picture]:
+    cv2.setNumThreads(1)
     rng = np.random.default_rng(random.getrandbits(64))
     return (pillow_transform if with_pillow else our_transform)(views, picture, rng)
 

@@ -23,6 +23,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+import cv2
 import grain.python as grain
 import numpy as np
 from absl import flags
@@ -103,7 +104,7 @@ class Loader:
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
             reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-            read = starts.map(self._assemble).to_iter_dataset(reading).mp_prefetch(options)
+            read = starts.map(self._assemble).to_iter_dataset(reading).mp_prefetch(options, _one_thread)
             batches = self._accounted(iter(read.map(self._tokenized)))
             # Closed before the interpreter tears down the modules that closing needs.
             atexit.register(_close, weakref.ref(batches))
@@ -118,6 +119,12 @@ class Loader:
                 self.account.add(math.prod(self.layout.shape), replaced)
                 # From workers copied, so that nobody keeps their shared memory alive.
                 yield {name: np.array(array) for name, array in batch.items()} if self._workers else batch
+
+
+def _one_thread(index: int, count: int) -> None:
+    """In a worker process: it is one of `count`, and OpenCV's threads would only wait for each other."""
+    del index, count
+    cv2.setNumThreads(1)
 
 
 def _close(reference: weakref.ref) -> None:
