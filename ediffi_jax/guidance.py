@@ -4,6 +4,7 @@
     text and style apart   D = D_ts + w (D_t - D_0) + s (D_ts - D_t)                          arXiv 2211.09800, Eq. 3
     limited to [lo, hi)    D = D_c outside                    arXiv 2404.07724
     dynamic threshold      D = clip(D_c, -s, s) / s,  s = max(1, quantile_p |D|) per image     Imagen, Sec. 2.3
+    prompt switching       D = D_1 where sigma >= s, else D_2                                  eDiff-I, Fig. 4
 
 Conditioning is an opaque pytree of rows [B, ...]: what it holds is the network's business.
 """
@@ -149,6 +150,29 @@ def dynamic_threshold(denoise: DenoiseFn, percentile: float = 0.995) -> DenoiseF
 def static_threshold(denoise: DenoiseFn) -> DenoiseFn:
     """Clips every x0 to [-1, 1]."""
     return lambda x, sigma: jnp.clip(denoise(x, sigma), -1.0, 1.0)
+
+
+def switch_prompt(before: DenoiseFn, after: DenoiseFn, sigma: float | Scalar) -> DenoiseFn:
+    """One denoiser down to a noise level, another below it: what the later steps still take from their prompt.
+
+    Args:
+        before: denoiser of the first prompt, for levels >= sigma; sampling begins with it.
+        after: denoiser of the second prompt, for levels below.
+        sigma: where to switch. 0 never does; infinity does at once. May be traced; then it is not checked.
+
+    Raises:
+        GuidanceError: sigma is negative or no number.
+    """
+    if not isinstance(sigma, jax.core.Tracer) and not sigma >= 0.0:
+        raise GuidanceError(f"sigma is {sigma}; expected a noise level >= 0, 0 for no switch")
+
+    def switched(x: Images, level: Level) -> Images:
+        if jnp.ndim(level) != 0:
+            return jnp.where(per_pixel(level) >= sigma, before(x, level), after(x, level))
+        level = jnp.asarray(level, x.dtype)
+        return jax.lax.cond(level >= sigma, before, after, x, level)
+
+    return switched
 
 
 def _check(interval: tuple[float, float], cond: PyTree, null: PyTree) -> None:

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ediffi_jax.guidance import GuidanceError, classifier_free, dynamic_threshold, static_threshold, text_and_style
+from ediffi_jax.guidance import (
+    GuidanceError,
+    classifier_free,
+    dynamic_threshold,
+    static_threshold,
+    switch_prompt,
+    text_and_style,
+)
 
 COND = {"text": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "mask": jnp.array([[True, True], [True, False]])}
 NULL = {"text": jnp.zeros((2, 2)), "mask": jnp.zeros((2, 2), bool)}
@@ -146,3 +153,30 @@ def test_transforms_nest() -> None:
     denoise = dynamic_threshold(classifier_free(denoise_of, COND, NULL, 7.0))
     s = np.maximum(1.0, np.quantile(np.abs(expected(1.0, 7.0)).reshape(2, -1), 0.995, axis=1))[:, None, None, None]
     np.testing.assert_allclose(denoise(X, 1.0), np.clip(expected(1.0, 7.0), -s, s) / s, atol=1e-5)
+
+
+def test_a_prompt_is_switched_at_its_level_and_only_one_is_computed() -> None:
+    ran: list[str] = []
+
+    def spy(name: str, value: float):
+        def denoise(x: jax.Array, sigma: jax.Array) -> jax.Array:
+            jax.debug.callback(lambda: ran.append(name))
+            return x + value
+
+        return denoise
+
+    run = jax.jit(switch_prompt(spy("first", 1.0), spy("second", 2.0), 0.5))
+    below = np.nextafter(np.float32(0.5), np.float32(0))
+    for sigma, value, name in ((3.0, 1.0, "first"), (0.5, 1.0, "first"), (below, 2.0, "second"), (0.0, 2.0, "second")):
+        ran.clear()
+        np.testing.assert_array_equal(run(X, sigma), X + value)
+        jax.effects_barrier()
+        assert ran == [name]
+    both = run(X, jnp.array([0.5, 0.1]))
+    np.testing.assert_array_equal(both, X + jnp.array([1.0, 2.0])[:, None, None, None])
+
+
+@pytest.mark.parametrize("sigma", [-1.0, float("nan")])
+def test_an_impossible_level_to_switch_at_is_refused(sigma: float) -> None:
+    with pytest.raises(GuidanceError, match="expected a noise level >= 0"):
+        switch_prompt(denoise_of(COND), denoise_of(NULL), sigma)

@@ -19,6 +19,9 @@ from ediffi_jax.models.errors import ModelError
 from ediffi_jax.types import Features, PerImage, TokenMask, Tokens
 
 Heads = Float[Array, "b n heads d"]
+Weights = Float[Array, "b heads q k"]
+
+ATTENTION = "attention"  # the collection of variables that cross-attention puts its weights into, where it is asked for
 
 
 @flax.struct.dataclass
@@ -61,16 +64,27 @@ def attend(
     bias: Float[Array, "b q k"] | None = None,
     weight: PerImage | None = None,
 ) -> Heads:
-    """softmax((Q K^T + weight max(Q K^T) bias) / sqrt(d)) V; the max is each image's, over heads, queries, real keys.
+    """softmax(...) V with the `attention_weights` of the same arguments: [b, q, heads, d] in the dtype of `value`."""
+    return _mix(attention_weights(query, key, mask, bias, weight), value)
+
+
+def attention_weights(
+    query: Heads,
+    key: Heads,
+    mask: TokenMask | None = None,
+    bias: Float[Array, "b q k"] | None = None,
+    weight: PerImage | None = None,
+) -> Weights:
+    """softmax((Q K^T + weight max(Q K^T) bias) / sqrt(d)); the max is each image's, over heads, queries, real keys.
 
     Args:
         query: [b, q, heads, d].
-        key, value: [b, k, heads, d].
+        key: [b, k, heads, d].
         mask: keys that exist; None means all. At least one key of every image must exist.
         bias, weight: A and w' log(1 + sigma) of paint-with-words (eDiff-I, section 4.3); None means no paint.
 
     Returns:
-        [b, q, heads, d] in the dtype of `value`.
+        [b, heads, q, k] float32; each query's sum to 1.
     """
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
     real = None if mask is None else mask[:, None, None, :]
@@ -78,8 +92,11 @@ def attend(
         peak = jnp.max(logits, axis=(1, 2, 3), where=real, initial=-jnp.inf)
         logits = logits + (weight * peak)[:, None, None, None] * bias[:, None]
     logits = logits / jnp.sqrt(jnp.float32(query.shape[-1]))
-    probabilities = jax.nn.softmax(logits, axis=-1, where=real)
-    return jnp.einsum("bhqk,bkhd->bqhd", probabilities.astype(value.dtype), value)
+    return jax.nn.softmax(logits, axis=-1, where=real)
+
+
+def _mix(weights: Weights, value: Heads) -> Heads:
+    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
 
 
 def paint_bias(masks: Float[Array, "b h w t"], height: int, width: int) -> Float[Array, "b n t"]:
@@ -122,5 +139,7 @@ class CrossAttention(nn.Module):
         kv = nn.Dense(2 * c, dtype=self.dtype, name="key_value")(context.tokens)
         kv = kv.reshape(b, -1, 2, heads, c // heads)
         bias, weight = (None, None) if paint is None else (paint_bias(paint.masks, h, w), paint.weight)
-        y = attend(query, kv[:, :, 0], kv[:, :, 1], context.mask, bias, weight).reshape(b, h, w, c)
+        weights = attention_weights(query, kv[:, :, 0], context.mask, bias, weight)
+        self.sow(ATTENTION, "weights", weights)  # nothing, and at no cost, unless `apply` has mutable=ATTENTION
+        y = _mix(weights, kv[:, :, 1]).reshape(b, h, w, c)
         return x + nn.Dense(c, dtype=self.dtype, kernel_init=nn.initializers.zeros_init(), name="out")(y)
