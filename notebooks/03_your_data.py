@@ -64,13 +64,12 @@ if not FOLDER:
 # step.
 
 # %%
-from ediffi_jax.data.prepare.settings import Settings
-from ediffi_jax.evaluation import preparation_report
-
-settings = Settings(resolution=64, min_side=0, validation=0.1)
-running = {"runner": "direct", "options": "", "workers": 1}
-made = preparation_report.prepare(FOLDER, "data64", settings, running, data_dir="", split="train", keep_work=True)
-print(preparation_report.told(made))
+# A process of its own: inside IPython, Beam looks for its interactive mode.
+verbs = "ediffi_jax.launch" if importlib.util.find_spec("ediffi_jax.launch") else "launch"  # installed, or a clone
+words = [f"--input={FOLDER}", "--out=data64", "--resolution=64", "--min_side=0", "--validation=0.1"]
+done = subprocess.run([sys.executable, "-m", f"{verbs}.prepare", *words], capture_output=True, text=True)
+print(done.stdout, done.stderr)
+done.check_returncode()
 
 # %% [markdown]
 # ## Look at it as training does
@@ -80,13 +79,13 @@ import ediffi_jax as ed
 from ediffi_jax import compilation
 from ediffi_jax.training import config_files, loop
 from ediffi_jax.training.frozen import open_encoders
-from ediffi_jax.training.run import make_batches
+from ediffi_jax.training.run import make_loader
 
 compilation.enable_cache()
 config = config_files.load("configs/scenes.py:stage=base,quick")
 data = ["data.name=" + str(pathlib.Path("data64").resolve()), "data.source_resolution=64"]
 config_files.override(config, [*data, f"phases.0.steps={STEPS}", f"sampler.steps={SAMPLE_STEPS}", *CHANGES])
-batch = next(make_batches(config, open_encoders(config), split="train", num_experts=1, start=0))
+batch = next(make_loader(config, open_encoders(config), split="train", num_experts=1).iterate())
 ed.show(batch["image"][0][:8], columns=8)
 
 # %% [markdown]
