@@ -13,14 +13,31 @@ import pytest
 import ediffi_jax
 
 
+def build(project: Path, out: Path) -> subprocess.CompletedProcess:
+    """Not with --quiet: it hides warnings from --strict, too."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", f"--site-dir={out}"]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=300)
+
+
 @pytest.fixture(scope="module")
 def site(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", f"--site-dir={out}"]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    done = build(root, out)
     assert done.returncode == 0, done.stdout + done.stderr
     return out
+
+
+def test_a_broken_link_or_a_page_left_out_fails(root: Path, tmp_path: Path) -> None:
+    settings = re.sub(r"(?s)nav:\n.*", "nav: [index.md]\n", (root / "mkdocs.yml").read_text())
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "mkdocs.yml").write_text(re.sub(r"(?s)  - mkdocstrings:.*?(?=\nvalidation:)", "", settings))
+    (tmp_path / "docs/index.md").write_text("# Start\n\n[nowhere](absent.md), [nothing](#absent)\n")
+    (tmp_path / "docs/left_out.md").write_text("# Left out\n")
+    done = build(tmp_path, tmp_path / "site")
+    assert done.returncode == 1
+    for what in ("absent.md", "#absent", "left_out.md", "3 warnings"):
+        assert what in done.stderr + done.stdout
 
 
 def test_every_page_is_built(root: Path, site: Path) -> None:
