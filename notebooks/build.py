@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import base64
 import io
+import os
 from pathlib import Path
 
 import jupytext
@@ -44,11 +45,14 @@ def run(notebook: nbformat.NotebookNode, folder: Path, environment: dict[str, st
     Args:
         notebook: what to run; changed in place.
         folder: where its files go.
-        environment: of its kernel; default this process's.
+        environment: of its kernel; default this process's, and the clone's package without installing it.
 
     Raises:
         CellExecutionError: a cell failed.
     """
+    if environment is None:
+        paths = filter(None, (str(FOLDER.parent), os.environ.get("PYTHONPATH")))
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     place = {"metadata": {"path": str(folder)}}
     NotebookClient(notebook, timeout=3600, kernel_name="python3", resources=place).execute(env=environment)
 
