@@ -81,9 +81,11 @@ def main() -> None:
     """Writes the notebooks that are named, by default all."""
     names = [path.stem for path in sources()]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[[], *names], metavar="NAME", help=", ".join(names))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(names))
     parser.add_argument("--run", action="store_true", help="execute them in runs/notebooks and keep what they show")
     chosen = parser.parse_args()
+    if unknown := sorted(set(chosen.names) - set(names)):
+        parser.error(f"no notebook is called {unknown[0]!r}; there are {', '.join(names)}")
     for path in sources():
         if chosen.names and path.stem not in chosen.names:
             continue
