@@ -67,7 +67,8 @@ def distance(a: Float[np.ndarray, "n f"], b: Float[np.ndarray, "m f"]) -> float:
 
 def figures(found: Measured, reference: Float[np.ndarray, "m f"], rows: Int[np.ndarray, "k"]) -> Float[np.ndarray, "6"]:
     """right, distance, bias of red, green and blue, error: of these pictures."""
-    bias = np.nanmean(found.bias[rows], axis=0) if np.isfinite(found.bias).any() else np.full(3, np.nan)
+    known = found.bias[rows][np.isfinite(found.bias[rows]).all(axis=1)]
+    bias = known.mean(axis=0) if len(known) else np.full(3, np.nan)
     return np.array(
         [found.right[rows].mean(), distance(found.features[rows], reference), *bias, found.error[rows].mean()]
     )
@@ -92,16 +93,19 @@ def summarise(measured: Mapping[str, Measured], reference: Float[np.ndarray, "m 
     number = len(measured[plain].right)
     rng = np.random.default_rng(0)
     draws = [np.arange(number), *rng.integers(number, size=(DRAWS, number))]
-    values = {name: np.array([figures(found, reference, rows) for rows in draws]) for name, found in measured.items()}
+    tables = {name: np.array([figures(found, reference, rows) for rows in draws]) for name, found in measured.items()}
 
     def interval(table: np.ndarray) -> dict[str, Any]:
-        low, high = np.percentile(table[1:], (2.5, 97.5), axis=0)
-        known = [(name, i) for i, name in enumerate(NAMES) if np.isfinite(table[0, i])]
-        return {name: [float(table[0, i]), float(low[i]), float(high[i])] for name, i in known}
+        found = {}
+        for name, values in zip(NAMES, table.T, strict=True):
+            if np.isfinite(values[0]):
+                low, high = np.nanpercentile(values[1:], (2.5, 97.5))
+                found[name] = [float(values[0]), float(low), float(high)]
+        return found
 
-    told = {name: interval(table) for name, table in values.items()}
+    told = {name: interval(table) for name, table in tables.items()}
     for row in told.values():
         row["right"] = [row["right"][0], *wilson(row["right"][0], number)]
     return told | {
-        f"{name} - {plain}": interval(table - values[plain]) for name, table in values.items() if name != plain
+        f"{name} - {plain}": interval(table - tables[plain]) for name, table in tables.items() if name != plain
     }
