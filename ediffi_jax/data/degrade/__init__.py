@@ -5,7 +5,7 @@
     presets     what is drawn with which probability: `full` (published), `cascade` (like a base model's pictures)
     chain       a preset applied to a picture; `Degrader`, what the loader calls
 
-docs/degradation.md shows what comes out, and how `cascade` was chosen.
+docs/degradation.md shows what comes out, how `cascade` was chosen, and what it was worth.
 """
 
 from ediffi_jax.data.degrade.chain import Degrader, degrade
