@@ -105,9 +105,10 @@ for part in compare(losses["single"], losses["experts"], base.ensemble):
 # %% [markdown]
 # ## Attention
 #
-# Figure 3 of the paper: at high noise the picture attends to the text, at low noise to the *null token*, which is
-# there for when there is nothing to look up. Here for the model named by `LOOK_AT`: the share of cross-attention on
-# each part of the context, over all layers, heads and pixels.
+# Figure 3 of the paper: at high noise the picture attends to the text, at low noise nearly all attention goes to the
+# *null token*, which is there for when nothing is to be looked up. Here for the model named by `LOOK_AT`: the share of
+# cross-attention on text and null token, over all layers, heads and pixels. The bundled cascade leans the same way, but
+# far less: at quantile 0.02 of the noise 32 % went to the null token, at 0.98 21 % (16 pictures, seed 0).
 
 # %%
 import jax

@@ -1,6 +1,6 @@
 """Makes the notebooks from the sources beside them (jupytext's percent format), and perhaps runs them.
 
-    python notebooks/build.py                    # every NAME.ipynb from its NAME.py, without outputs
+    python notebooks/build.py                    # every NAME.ipynb from its NAME.py; outputs stay while no code changes
     python notebooks/build.py --run 01_sample    # and with the outputs of a run here, pictures as small JPEGs
 
 Needs the extra [test]. `tests/test_notebooks.py` fails where a notebook is not what its source makes.
@@ -57,6 +57,14 @@ def run(notebook: nbformat.NotebookNode, folder: Path, environment: dict[str, st
     NotebookClient(notebook, timeout=3600, kernel_name="python3", resources=place).execute(env=environment)
 
 
+def keep_outputs(made: nbformat.NotebookNode, before: nbformat.NotebookNode) -> None:
+    """Takes the outputs of an earlier version over, if its code is the same from top to bottom."""
+    old, new = ([cell for cell in one.cells if cell.cell_type == "code"] for one in (before, made))
+    if [cell.source for cell in old] == [cell.source for cell in new]:
+        for cell, same in zip(new, old):
+            cell.outputs, cell.execution_count = same.outputs, same.execution_count
+
+
 def shrink(notebook: nbformat.NotebookNode) -> None:
     """Makes kept outputs small: pictures become JPEGs of at most `WIDTH` pixels; what went to stderr goes."""
     for cell in notebook.cells:
@@ -95,6 +103,8 @@ def main() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             run(notebook, folder)
             shrink(notebook)
+        elif path.with_suffix(".ipynb").exists():
+            keep_outputs(notebook, nbformat.read(path.with_suffix(".ipynb"), as_version=4))
         nbformat.write(notebook, path.with_suffix(".ipynb"))
         print(path.with_suffix(".ipynb"))
 

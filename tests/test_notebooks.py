@@ -90,6 +90,16 @@ def test_a_notebook_is_what_its_source_makes(name: str) -> None:
         assert mine.source == expected.source, f"python notebooks/build.py {name} makes it again"
 
 
+def test_outputs_stay_while_no_code_changes() -> None:
+    before, made = read("01_sample"), build.read_source(FOLDER / "01_sample.py")
+    build.keep_outputs(made, before)
+    assert pictures(made) == pictures(before) > 0
+    made = build.read_source(FOLDER / "01_sample.py")
+    made.cells[-2].source += "\nprint()"
+    build.keep_outputs(made, before)
+    assert pictures(made) == 0
+
+
 def test_the_folder_stays_small() -> None:
     assert sum(path.stat().st_size for path in FOLDER.glob("*.*")) < MOST_BYTES
 
