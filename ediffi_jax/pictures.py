@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
+from ediffi_jax import stores
 from ediffi_jax.errors import UserError
 
 SHEET_WIDTH = 2048  # a contact sheet is at most about this wide, pixels
+PROBE = ".probe"  # an object that is there for a moment
 _GAP, _LINE = 4, 16  # between pictures, and height of a line of text
 
 
@@ -23,12 +26,19 @@ class PictureError(UserError):
     """An image that cannot be read or used, or a folder that cannot be written."""
 
 
-def make_folder(path: str | os.PathLike) -> Path:
+def make_folder(path: str | os.PathLike, remote: bool = False) -> Path | epath.Path:
     """Makes a folder and proves that it can be written, before hours are spent on what goes into it.
+
+    Args:
+        path: of the folder.
+        remote: whether it may be in an object store.
 
     Raises:
         PictureError: it cannot be made or written.
+        StoreError: the store refused or did not answer.
     """
+    if stores.is_remote(path):
+        return _make_prefix(stores.at(path), remote)
     folder = Path(path).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,12 +49,30 @@ def make_folder(path: str | os.PathLike) -> Path:
     return folder
 
 
+def _make_prefix(path: epath.Path, allowed: bool) -> epath.Path:
+    """Proves that a store can be written below a path; there is nothing to make."""
+    if not allowed:
+        raise PictureError(f"{path} is in an object store; expected a folder of this machine, to be copied there after")
+    with stores.reaching(path):
+        try:
+            (path / PROBE).write_bytes(b"")
+            (path / PROBE).unlink()
+        except FileNotFoundError as error:
+            raise PictureError(f"cannot write to {path}: no such bucket") from error
+    return path
+
+
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-    """Writes a file under a temporary name and renames it, so that it is whole or absent.
+    """Writes a file under a temporary name and renames it, or uploads an object, so that it is whole or absent.
 
     Raises:
         PictureError: the disk is full or the folder gone.
+        StoreError: the store refused or did not answer.
     """
+    if stores.is_remote(path):
+        with stores.reaching(path):
+            stores.at(path).write_bytes(data)
+        return
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     try:

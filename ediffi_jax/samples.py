@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
+from ediffi_jax import stores
 from ediffi_jax.cascade import Batch, Cascade
 from ediffi_jax.pictures import PictureError, contact_sheet, make_folder, write_bytes, write_png
 from ediffi_jax.release import package_versions
@@ -63,7 +65,7 @@ def per_stage(text: str | None, kind: type, what: str) -> Any:
         raise CascadeError(f"--{what}={text}; expected {expected}") from error
 
 
-def write_samples(out: str | os.PathLike, cascade: Cascade, request: Request, style: Any = None) -> Path:
+def write_samples(out: str | os.PathLike, cascade: Cascade, request: Request, style: Any = None) -> Path | epath.Path:
     """Samples and writes; each image as soon as it is ready, the rest also when interrupted.
 
     Pictures that the folder's own samples.jsonl lists make way once the first new one is ready.
@@ -80,7 +82,7 @@ def write_samples(out: str | os.PathLike, cascade: Cascade, request: Request, st
     Raises:
         PictureError: the folder cannot be written.
     """
-    folder = make_folder(out)
+    folder = make_folder(out, remote=True)
     planned = lines_of(cascade, request, style)
     lines: list[dict[str, Any]] = []
     shown: list[Any] = []
@@ -114,12 +116,12 @@ def lines_of(cascade: Cascade, request: Request, style: Any = None) -> list[dict
     ]
 
 
-def write_records(folder: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+def write_records(folder: Path | epath.Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Writes samples.jsonl; raises PictureError if it cannot be written."""
     write_bytes(folder / RECORDS, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
-def remove_recorded(folder: Path) -> None:
+def remove_recorded(folder: Path | epath.Path) -> None:
     """Removes the numbered pictures of an earlier run, which its samples.jsonl lists, and that record.
 
     Raises:
@@ -178,7 +180,7 @@ def read_records(folder: str | os.PathLike) -> list[Mapping[str, Any]]:
     Raises:
         CascadeError: no such file, or a line that is no JSON.
     """
-    path = Path(folder) / RECORDS
+    path = stores.at(folder) / RECORDS
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:

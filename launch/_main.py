@@ -11,20 +11,23 @@ from pathlib import Path
 
 from absl import flags, logging
 
+from ediffi_jax import stores
 from ediffi_jax.errors import UserError, nearest
 
 CONFIG_PREFIX = "--config."
+REMOTE = ("gs://", "s3://")
 
 Main = Callable[[list[str]], int | None]
 
 
-def run(main: Main, argv: Sequence[str] | None = None) -> None:
+def run(main: Main, argv: Sequence[str] | None = None, remote: Sequence[str] = ()) -> None:
     """Runs a verb and exits.
 
     Args:
         main: takes the config overrides ``a.b=value`` that were given as ``--config.a.b=value``, and
             returns the exit code (None for 0). Its module's docstring is the help text.
         argv: default `sys.argv`.
+        remote: flags whose path may be in an object store.
     """
     argv = list(sys.argv if argv is None else argv)
     if any(word in ("--help", "-h", "-help", "--helpfull") for word in argv[1:]):
@@ -35,12 +38,17 @@ def run(main: Main, argv: Sequence[str] | None = None) -> None:
         rest = parse(words)
         if rest:
             raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
+        refuse_remote(remote)
         logging.use_absl_handler()
         logging.set_verbosity(logging.WARNING)
         sys.exit(main(overrides) or 0)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except TimeoutError as error:  # of a store, wherever it was reached
+        silent = stores.failure(error)
+        print(f"error: {silent}", file=sys.stderr)
+        sys.exit(silent.exit_code)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -64,6 +72,17 @@ def refuse_overrides(overrides: Sequence[str]) -> None:
         path = override.partition("=")[0]
         hint = nearest(path.rpartition(".")[2], _flag_names())
         raise UserError(f"unknown flag {CONFIG_PREFIX}{path}: launch.{Path(sys.argv[0]).stem} takes no config{hint}")
+
+
+def refuse_remote(allowed: Sequence[str]) -> None:
+    """Raises UserError for a flag with a gs:// path, unless it is among the `allowed`."""
+    for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+        values = flag.value if isinstance(flag.value, list) else [flag.value]
+        for value in values if flag.name not in allowed else ():
+            if isinstance(value, str) and value.startswith(REMOTE):
+                verb, others = f"launch.{Path(sys.argv[0]).stem}", " and ".join(f"--{name}" for name in allowed)
+                hint = f"; {verb} takes {REMOTE[0]} with {others}" if others else ""
+                raise UserError(f"--{flag.name}={value}: expected a path on this machine{hint}")
 
 
 def parse(words: Sequence[str]) -> list[str]:

@@ -51,4 +51,4 @@ def _numbers(name: str, words: list[str], kind: type) -> tuple:
 
 
 if __name__ == "__main__":
-    _main.run(main)
+    _main.run(main, remote=("workdir", "to"))

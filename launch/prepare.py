@@ -76,4 +76,4 @@ def main(overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _main.run(main)
+    _main.run(main, remote=("input", "out", "exclude", "beam_options"))

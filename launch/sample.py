@@ -46,7 +46,7 @@ PAINT_WEIGHT = flags.DEFINE_float("paint_weight", None, "How strongly phrases ar
 SAMPLER = flags.DEFINE_string("sampler", None, "Solver for all stages, or stage=name,stage=name.")
 STEPS = flags.DEFINE_string("steps", None, "Solver steps for all stages, or stage=n,stage=n.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Pictures at a time; default 8 per device.")
-OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
+OUT = flags.DEFINE_string("out", None, "Folder, or gs://BUCKET/PREFIX, to write.", required=True)
 
 
 def main(overrides: list[str]) -> None:
@@ -69,7 +69,7 @@ def main(overrides: list[str]) -> None:
         "steps": samples.per_stage(STEPS.value, int, "steps"),
         "batch_size": BATCH_SIZE.value,
     }
-    pictures.make_folder(OUT.value)
+    pictures.make_folder(OUT.value, remote=True)
     loaded = cascade.load(CASCADE.value)
     request = loaded.request(prompts, **wishes)
     folder = samples.write_samples(OUT.value, loaded, request, STYLE.value)
@@ -77,4 +77,4 @@ def main(overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, remote=("cascade", "out"))

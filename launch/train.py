@@ -66,4 +66,4 @@ def main(overrides: list[str]) -> int | None:
 
 
 if __name__ == "__main__":
-    _main.run(main)
+    _main.run(main, remote=("workdir",))

@@ -18,7 +18,9 @@ from pathlib import Path
 
 from etils import epath
 
+from ediffi_jax import stores
 from ediffi_jax.data.views import LoaderError
+from ediffi_jax.stores import is_remote
 
 TEMPORARY = ".tmp"
 
@@ -26,11 +28,6 @@ TEMPORARY = ".tmp"
 def inside(folder: str | os.PathLike[str], name: str) -> epath.Path:
     """A folder in a folder; unlike `pathlib` it leaves the two slashes of gs:// alone."""
     return epath.Path(folder) / name
-
-
-def is_remote(folder: str | os.PathLike[str]) -> bool:
-    """Whether this is in an object store."""
-    return "://" in os.fspath(folder)
 
 
 def cache_home(kind: str = "embeddings") -> Path:
@@ -123,7 +120,7 @@ class ObjectStore:
 
     def remove(self, name: str) -> None:
         """Removes an object, if it is there. Raises OSError."""
-        with _client(self.path):
+        with client(self.path):
             (self.path / name).unlink(missing_ok=True)
 
     def sweep(self, ours: Callable[[str], bool]) -> None:
@@ -155,7 +152,7 @@ class ObjectStore:
 
 def folder_at(path: str | os.PathLike[str]) -> Disk | ObjectStore:
     """The folder of a path or a URL."""
-    return ObjectStore(epath.Path(path)) if is_remote(path) else Disk(Path(path))
+    return ObjectStore(stores.at(path)) if is_remote(path) else Disk(Path(path))
 
 
 @contextlib.contextmanager

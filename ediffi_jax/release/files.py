@@ -23,10 +23,9 @@ import safetensors.numpy
 import ediffi_jax
 from ediffi_jax.errors import nearest
 from ediffi_jax.release.parameters import store, unflatten
-from ediffi_jax.release.places import BUNDLED, bundled_encoders
+from ediffi_jax.release.places import BUNDLED, CASCADE_FILE, bundled_encoders
 from ediffi_jax.release.spec import FORMAT, ReleaseError, StageSpec
 
-CASCADE_FILE = "cascade.json"
 ENCODERS_FOLDER = "encoders"
 _KEYS = ("format", "stages", "encoders", "encoders_fingerprint", "versions", "trained")
 

@@ -18,13 +18,15 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 
+from ediffi_jax import stores
 from ediffi_jax.experts import Ensemble
-from ediffi_jax.release.files import CASCADE_FILE, Release
-from ediffi_jax.release.places import bundled_encoders, find
+from ediffi_jax.release.commits import FOLDER, committed, folder_of
+from ediffi_jax.release.files import Release
+from ediffi_jax.release.places import CASCADE_FILE, bundled_encoders, find
 from ediffi_jax.release.spec import ReleaseError, StageSpec, sampler_from_json
 
-CHECKPOINTS = "checkpoints"
 CHECKPOINT_FORMAT = 1
 # What a file that is missing, cut short or altered raises in Orbax and TensorStore.
 DAMAGE = (OSError, ValueError, KeyError)
@@ -44,7 +46,7 @@ class Run:
         trained: steps, images and settings worth recording.
     """
 
-    workdir: Path
+    workdir: epath.Path
     spec: StageSpec
     ema: Mapping[str, Any]
     intervals: tuple[tuple[float, float], ...]
@@ -55,7 +57,9 @@ class Run:
 
 def is_workdir(folder: str | os.PathLike) -> bool:
     """Whether a folder is a training workdir (and no release)."""
-    return (Path(folder) / CHECKPOINTS).is_dir() and not (Path(folder) / "cascade.json").exists()
+    folder = stores.at(folder)
+    with stores.reaching(folder):
+        return (folder / FOLDER).is_dir() and not (folder / CASCADE_FILE).exists()
 
 
 def read_workdir(workdir: str | os.PathLike) -> Run:
@@ -64,22 +68,25 @@ def read_workdir(workdir: str | os.PathLike) -> Run:
     Raises:
         ReleaseError: no checkpoint, none readable, one of a later format, or a run without encoders.
     """
-    workdir = Path(workdir).expanduser()
-    folder = workdir.resolve() / CHECKPOINTS  # Orbax insists on absolute paths
-    steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True) if folder.is_dir() else []
-    if not steps:
+    workdir = stores.at(workdir).expanduser()
+    folder = folder_of(workdir)
+    with stores.reaching(folder):
+        found = committed(folder)
+    if not found:
         raise ReleaseError(f"{workdir} holds no checkpoint; expected the workdir of a launch.train that has saved")
-    for step in steps:
+    for path in reversed(found.values()):
         try:
-            position, ema = _read_checkpoint(folder / str(step))
+            position, ema = _read_checkpoint(path)
             return _run(workdir, position, ema)
+        except TimeoutError:
+            raise  # it may be whole
         except DAMAGE as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            logging.warning("checkpoint %s is damaged (%s); trying the one before it", folder / str(step), reason)
-    raise ReleaseError(f"every checkpoint in {folder} is damaged: {', '.join(map(str, steps))}")
+            logging.warning("checkpoint %s is damaged (%s); trying the one before it", path, reason)
+    raise ReleaseError(f"every checkpoint in {folder} is damaged: {', '.join(map(str, found))}")
 
 
-def _read_checkpoint(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def _read_checkpoint(path: epath.Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """The position and the EMA of one checkpoint; nothing else of it is read from disk."""
     from orbax.checkpoint import v1 as ocp  # a second of import that sampling from a release does not need
 
@@ -95,7 +102,7 @@ def _read_checkpoint(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     return position, jax.tree.map(np.asarray, ocp.load_checkpointables(path, {"state": tree})["state"]["ema"])
 
 
-def _sampling_defaults(workdir: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _sampling_defaults(workdir: epath.Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The config with how to sample taken from config.json, where it may be changed after training.
 
     Raises:
@@ -111,7 +118,7 @@ def _sampling_defaults(workdir: Path, config: Mapping[str, Any]) -> Mapping[str,
         raise ReleaseError(f"{path} cannot be read ({type(error).__name__}: {error}); expected a run's config") from error
 
 
-def _run(workdir: Path, position: Mapping[str, Any], ema: Mapping[str, Any]) -> Run:
+def _run(workdir: epath.Path, position: Mapping[str, Any], ema: Mapping[str, Any]) -> Run:
     config = _sampling_defaults(workdir, position["config"])
     if not config["encoders"]:
         raise ReleaseError("the run was trained without encoders (config.encoders is empty); a cascade needs them")
@@ -156,13 +163,13 @@ def _trained_before(source: str, stage: str) -> Any:
         folder = find(source)
         if not is_workdir(folder):
             return json.loads((folder / CASCADE_FILE).read_text())["trained"][stage]
-        newest = max((int(path.name) for path in (folder / CHECKPOINTS).iterdir() if path.name.isdigit()))
-        return [_trained(_position(folder.resolve() / CHECKPOINTS / str(newest)))]
+        found = committed(folder_of(folder))
+        return [_trained(_position(found[max(found)]))]
     except (ReleaseError, OSError, ValueError, KeyError):
         return ""
 
 
-def _position(path: Path) -> Mapping[str, Any]:
+def _position(path: epath.Path) -> Mapping[str, Any]:
     """Where a run was when it wrote a checkpoint."""
     from orbax.checkpoint import v1 as ocp
 

@@ -14,7 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from ediffi_jax import experts
+from ediffi_jax import experts, stores
 from ediffi_jax.training import checkpoint, config_files
 from ediffi_jax.training.checkpoint import Checkpoints, Position
 from ediffi_jax.training.config import validate
@@ -55,7 +55,7 @@ def branch_workdir(
     config = config_files.read_workdir(old)
     if config is None:
         raise ConfigError(f"{old} holds no run; expected a workdir that launch.train has written")
-    if (epath.Path(new) / "config.json").exists():
+    if (stores.at(new) / "config.json").exists():
         raise ConfigError(f"--to={new} already holds a run; expected a new folder")
     last = config.phases[position.phase]
     phase = Phase(steps=last["steps"] if steps is None else steps, cuts=cuts, parents=parents, expert=expert)
@@ -72,7 +72,7 @@ def branch_workdir(
         expert_ids=phase.expert_ids,
         config=config_files.to_json(config),
     )
-    target = write_branched(state, epath.Path(new), position, phase)
+    target = write_branched(state, stores.at(new), position, phase)
     config_files.write_workdir(new, config)  # last: a workdir with a config but no checkpoint would start afresh
     return target
 

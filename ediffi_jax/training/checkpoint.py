@@ -6,7 +6,8 @@ number of images, since the order of the data is a function of it, so another me
 process count restores the same checkpoint. A checkpoint is complete when Orbax has written its metadata,
 the last thing it does; what a killed process left half-written has another name and is removed.
 A step is saved anew (after a branch without training, or over a damaged checkpoint) as `<step>.new`, which
-takes the old one's place when it is complete: at no moment is there neither.
+takes the old one's place when it is complete: at no moment is there neither. In an object store, which cannot
+rename, it is saved as `<step>.<version>`, and the older one is removed when it is complete (`release.commits`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
+from ediffi_jax import stores
+from ediffi_jax.release import commits
+from ediffi_jax.release.commits import committed, folder_of
 from ediffi_jax.training.errors import CheckpointError, DamagedError
 from ediffi_jax.training.state import TrainState
 from ediffi_jax.training.storage import writing
@@ -108,18 +112,15 @@ class Checkpoints:
             CheckpointError: the folder cannot be made or written.
         """
         self.folder = folder_of(workdir)
+        self._remote = stores.is_remote(self.folder)
         self._keep = keep
         self._pending: Any = None
         self._saving: Position | None = None
         logging.get_absl_logger().addFilter(_untold)
         self.last: Position | None = None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
-                for path in self.folder.iterdir():
-                    if TEMPORARY in path.name:
-                        path.rmtree()
-                self._replace()
+                self._tidy()
         except OSError as error:
             raise CheckpointError(f"{self.folder} cannot be written: {error}; expected a writable folder") from error
         if jax.process_count() > 1:
@@ -138,8 +139,9 @@ class Checkpoints:
         self.wait()
         path = self.folder / str(position.step)
         with writing(path):
-            if position.step in self.steps():
-                path = self.folder / f"{position.step}{REPLACEMENT}"
+            if old := committed(self.folder).get(position.step):
+                suffix = f".{commits.version(old)[1] + 1}" if self._remote else REPLACEMENT
+                path = self.folder / f"{position.step}{suffix}"
             self._pending = ocp.save_checkpointables_async(
                 path, {"state": as_dict(state)}, overwrite=True, custom_metadata=dataclasses.asdict(position)
             )
@@ -154,12 +156,35 @@ class Checkpoints:
             pending.result()
             if jax.process_index() == 0:
                 self._replace()
-                for step in self.steps()[: -self._keep or None]:
-                    shutil.rmtree(self.folder / str(step), ignore_errors=True)
+                for path in list(committed(self.folder).values())[: -self._keep or None]:
+                    self._remove(path)
         self.last = self._saving
 
+    def _tidy(self) -> None:
+        """Removes what a killed process left half-written, and ends what it left half-replaced."""
+        if not self._remote:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.iterdir():
+                if TEMPORARY in path.name:
+                    path.rmtree()
+        self._replace()
+
+    def _remove(self, path: epath.Path) -> None:
+        """Removes a checkpoint; what cannot be removed is in nobody's way."""
+        if self._remote:
+            with contextlib.suppress(OSError):
+                commits.remove(path)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
     def _replace(self) -> None:
-        """Puts complete replacements in the place of what they replace."""
+        """Puts complete replacements in the place of what they replace; in a store that is removing the rest."""
+        if self._remote:
+            whole = set(committed(self.folder).values())
+            for path in commits.names(self.folder):
+                if path not in whole:
+                    commits.remove(path)
+            return
         for path in self.folder.glob(f"*{REPLACEMENT}"):
             old = self.folder / path.name.removesuffix(REPLACEMENT)
             if old.exists():
@@ -193,15 +218,9 @@ def _untold(record: Any) -> bool:
     return "_SignalingThread.run() raised" not in str(record.msg)
 
 
-def folder_of(workdir: str | epath.Path) -> epath.Path:
-    """The checkpoints of a workdir, as the absolute path that Orbax insists on."""
-    return epath.Path(workdir).expanduser().resolve() / "checkpoints"
-
-
 def committed_steps(folder: str | epath.Path) -> list[int]:
     """Steps with a checkpoint in a `checkpoints` folder, oldest first."""
-    folder = epath.Path(folder)
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
+    return list(committed(folder))
 
 
 def newest(workdir: str | epath.Path) -> epath.Path:
@@ -211,10 +230,10 @@ def newest(workdir: str | epath.Path) -> epath.Path:
         CheckpointError: there is none.
     """
     folder = folder_of(workdir)
-    steps = committed_steps(folder)
-    if not steps:
+    found = committed(folder)
+    if not found:
         raise CheckpointError(f"no checkpoint in {folder}; expected a workdir that launch.train has written")
-    return folder / str(steps[-1])
+    return found[max(found)]
 
 
 def load_newest(workdir: str | epath.Path) -> tuple[dict[str, Any], Position]:
@@ -233,15 +252,14 @@ def newest_readable(folder: epath.Path, read: Callable[[epath.Path], Any]) -> An
     Raises:
         CheckpointError: all are damaged.
     """
-    steps = committed_steps(folder)
-    for step in reversed(steps):
-        path = folder / str(step)
+    found = committed(folder)
+    for path in reversed(found.values()):
         try:
             return read(path)
         except DamagedError as error:
             logging.warning("%s; trying the one before it", error)
-    if steps:
-        raise CheckpointError(f"every checkpoint in {folder} is damaged: {', '.join(map(str, steps))}")
+    if found:
+        raise CheckpointError(f"every checkpoint in {folder} is damaged: {', '.join(map(str, found))}")
     return None
 
 
@@ -250,6 +268,8 @@ def _reading(path: epath.Path) -> Iterator[None]:
     """Turns what damaged files raise into DamagedError; around nothing but reading, lest it hide our mistakes."""
     try:
         yield
+    except TimeoutError:
+        raise  # it may be whole
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DamagedError(f"checkpoint {path} is damaged ({reason})") from error

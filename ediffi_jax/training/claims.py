@@ -12,7 +12,7 @@ import re
 import fsspec
 from etils import epath
 
-from ediffi_jax.data.folders import is_remote
+from ediffi_jax.stores import is_remote
 
 NAME = re.compile(r"(\d+)\.json")
 

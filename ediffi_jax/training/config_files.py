@@ -20,9 +20,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 import ediffi_jax
+from ediffi_jax import stores
 from ediffi_jax.errors import nearest
 from ediffi_jax.training.config import default
 from ediffi_jax.training.errors import ConfigError
+from ediffi_jax.training.storage import writing
 
 PACKAGE = Path(ediffi_jax.__file__).resolve().parent
 # Keys that may differ when a run goes on: they change what is observed and where it runs, not what is learned.
@@ -178,12 +180,15 @@ def read_workdir(workdir: str | epath.Path) -> ConfigDict | None:
 
     Raises:
         ConfigError: its `config.json` cannot be read.
+        StoreError: it is in an object store that refused or did not answer.
     """
-    path = epath.Path(workdir) / "config.json"
-    if not path.exists():
-        return None
+    path = stores.at(workdir) / "config.json"
     try:
-        data = json.loads(path.read_text())
+        with stores.reaching(path):
+            if not path.exists():
+                return None
+            text = path.read_text()
+        data = json.loads(text)
         if not isinstance(data, dict):
             raise ValueError(f"it holds {type(data).__name__}, not the keys of a config")
         return from_json(with_defaults(data))
@@ -205,9 +210,14 @@ def write_workdir(workdir: str | epath.Path, config: ConfigDict) -> None:
 
     Raises:
         ConfigError: the folder cannot be made or written.
+        StorageError, RestartError: the object store failed.
     """
-    folder = epath.Path(workdir)
+    folder = stores.at(workdir)
     text = json.dumps(to_json(config), indent=2) + "\n"
+    if stores.is_remote(folder):
+        with writing(folder / "config.json"):
+            (folder / "config.json").write_text(text)
+        return
     temporary = folder / f"config.json.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)

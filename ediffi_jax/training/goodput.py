@@ -15,6 +15,7 @@ from typing import Any
 
 from etils import epath
 
+from ediffi_jax import stores
 from ediffi_jax.training import claims
 from ediffi_jax.training.chrono import ACTIVITIES, Chrono
 from ediffi_jax.training.errors import ConfigError
@@ -103,7 +104,7 @@ def read(workdir: epath.Path) -> list[Session]:
 
 def report(workdir: str) -> str:
     """The summary of a workdir, for people. Raises ConfigError if nothing has trained there."""
-    sessions = read(epath.Path(workdir))
+    sessions = read(stores.at(workdir))
     if not sessions:
         raise ConfigError(f"--goodput: nothing has trained in {workdir}; expected the workdir of a run")
     return summarize(sessions).text()

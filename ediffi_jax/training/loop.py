@@ -18,6 +18,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ediffi_jax import stores
 from ediffi_jax.training import goodput
 from ediffi_jax.training.calls import Call, Calls
 from ediffi_jax.training.checkpoint import Checkpoints, Position
@@ -61,7 +62,7 @@ def train(config: ConfigDict, workdir: str | epath.Path) -> int:
             workdir, storage that fails, and a loss that became NaN or infinite. Its `exit_code` says whether
             to start again.
     """
-    workdir = epath.Path(workdir)
+    workdir = stores.at(workdir)
     check_same_run(workdir, config)
     chrono = Chrono()
     with StopRequest() as stop, Watchdog(chrono, config.hang_minutes):

@@ -1,4 +1,4 @@
-"""What watches a run: console, `metrics.jsonl`, TensorBoard, Weights & Biases, and the profiler.
+"""What watches a run: console, metrics as lines, TensorBoard, Weights & Biases, and the profiler.
 
 An observer has `tick(step)`, `write(step, values)` for numbers, `image(step, name, pixels)` for pictures,
 `saved(step)` and `close()`.
@@ -6,11 +6,13 @@ An observer has `tick(step)`, `write(step, values)` for numbers, `image(step, na
 
 from __future__ import annotations
 
-import contextlib
 import json
+import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,9 +23,11 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from ediffi_jax import stores
 from ediffi_jax.training.errors import ConfigError
+from ediffi_jax.training.lines import lines_of
 
-FLUSH = 20.0  # seconds after which TensorBoard sees what is new
+FLUSH, FLUSH_STORE = 20.0, 300.0  # seconds after which TensorBoard sees what is new: on a disk, in a store
 Pixels = UInt8[np.ndarray, "h w 3"]
 
 
@@ -84,41 +88,54 @@ class Console(Observer):
 
 
 class Files(Observer):
-    """`metrics.jsonl`, one JSON object a line, and `samples/<name>_<step>.png`."""
+    """Metrics, one JSON object a line (see `lines`), and `samples/<name>_<step>.png`."""
 
     def __init__(self, workdir: epath.Path, step: int) -> None:
         """Keeps lines up to `step`: what a killed run wrote after its last checkpoint will come again."""
         self._folder = workdir
-        self._path = workdir / "metrics.jsonl"
-        if self._path.exists():
-            kept = workdir / "metrics.jsonl.tmp"  # a kill while it is written leaves the old lines
-            kept.write_text("".join(line for line in _lines(self._path) if json.loads(line)["step"] <= step))
-            kept.replace(self._path)
+        self._lines = lines_of(workdir, step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends a line."""
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **{name: round(value, 7) for name, value in values.items()}}) + "\n")
+        """Adds a line."""
+        self._lines.append(json.dumps({"step": step, **{name: round(value, 7) for name, value in values.items()}}) + "\n")
 
     def image(self, step: int, name: str, pixels: Pixels) -> None:
         """Writes a PNG."""
         folder = self._folder / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
+        if not stores.is_remote(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{name}_{step:07d}.png").open("wb") as file:
             Image.fromarray(pixels).save(file, format="PNG")
 
+    def saved(self, step: int) -> None:
+        """Lines up to a checkpoint are there when it is."""
+        self._lines.flush()
+
+    def close(self) -> None:
+        """Writes the last lines."""
+        self._lines.flush()
+
 
 class TensorBoard(Observer):
-    """Event files for TensorBoard, without TensorFlow or a writing thread: one that dies of a full disk hangs us."""
+    """Event files for TensorBoard, without TensorFlow or a writing thread: one that dies of a full disk hangs us.
+
+    For a store they are written here, and uploaded one after another.
+    """
 
     def __init__(self, workdir: epath.Path, step: int) -> None:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         folder = workdir / "tensorboard"
+        self._target = folder if stores.is_remote(workdir) else None
+        self._begun, self._files = int(time.time()), 0
+        if self._target:
+            self._here = tempfile.TemporaryDirectory()
+            folder = epath.Path(self._here.name)
         folder.mkdir(parents=True, exist_ok=True)
         self._event, self._flushed = Event, time.monotonic()
-        self._writer = EventsWriter(str(folder / "events"))
+        self._open = lambda: EventsWriter(str(folder / "events"))
+        self._writer = self._open()
         if step:  # what was written after this step comes again
             log = SessionLog(status=SessionLog.START)
             self._writer.write_event(Event(wall_time=time.time(), step=step + 1, session_log=log))
@@ -129,7 +146,10 @@ class TensorBoard(Observer):
 
         for name, value in values.items():
             self._add(step, summary.scalar(name, value))
-        if time.monotonic() - self._flushed > FLUSH:
+        if self._target and time.monotonic() - self._flushed > FLUSH_STORE:
+            self._upload()
+            self._writer = self._open()
+        elif not self._target and time.monotonic() - self._flushed > FLUSH:
             self._writer.flush()
             self._flushed = time.monotonic()
 
@@ -142,9 +162,22 @@ class TensorBoard(Observer):
     def _add(self, step: int, told: Any) -> None:
         self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=told))
 
+    def _upload(self) -> None:
+        """Ends the event file and puts it into the store, under a name that follows those before."""
+        self._writer.close()
+        for file in sorted(Path(self._here.name).iterdir()):
+            name = f"events.out.tfevents.{self._begun:010d}.{self._files:06d}"
+            (self._target / name).write_bytes(file.read_bytes())
+            file.unlink()
+            self._files += 1
+        self._flushed = time.monotonic()
+
     def close(self) -> None:
         """Flushes the event file."""
-        self._writer.close()
+        if self._target:
+            self._upload()
+        else:
+            self._writer.close()
 
 
 class Wandb(Observer):
@@ -176,7 +209,9 @@ class Profile:
     """Traces steps first..last with `jax.profiler` into `workdir/profile`, to be read with XProf."""
 
     def __init__(self, workdir: epath.Path, steps: tuple[int, int] | None) -> None:
-        self._folder = str(workdir / "profile")
+        self._target = workdir / "profile"
+        self._remote = stores.is_remote(workdir)
+        self._folder = tempfile.mkdtemp() if self._remote and steps else str(self._target)
         self._steps = steps
         self._running = False
 
@@ -197,7 +232,10 @@ class Profile:
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
-            logging.info("profile written to %s", self._folder)
+            if self._remote:
+                stores.upload(Path(self._folder), self._target)
+                shutil.rmtree(self._folder)
+            logging.info("profile written to %s", self._target)
 
 
 def clock_time(seconds: float) -> str:
@@ -209,11 +247,3 @@ def clock_time(seconds: float) -> str:
 
 def _terminal() -> bool:
     return sys.stderr.isatty() and jax.process_index() == 0
-
-
-def _lines(path: epath.Path) -> Iterator[str]:
-    """Whole lines of a file; one cut short by a kill is left out."""
-    for line in path.read_text().splitlines(keepends=True):
-        with contextlib.suppress(ValueError):
-            if line.endswith("\n") and isinstance(json.loads(line), dict):
-                yield line

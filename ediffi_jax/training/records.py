@@ -20,6 +20,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
+from ediffi_jax import stores
 from ediffi_jax.training.errors import TrainingError
 from ediffi_jax.training.observers import Observer
 
@@ -46,7 +47,8 @@ class Records(Observer):
         """Writes those of the steps since the last time."""
         if not self._steps:
             return
-        self._folder.mkdir(exist_ok=True)  # a workdir that is gone is not made anew
+        if not stores.is_remote(self._folder):
+            self._folder.mkdir(exist_ok=True)  # a workdir that is gone is not made anew
         name = f"{min(self._steps):09d}-{max(self._steps):09d}.{jax.process_index()}.json"
         (self._folder / name).write_text(json.dumps(self._steps))
         self._steps = {}
@@ -59,7 +61,7 @@ def read(workdir: str | epath.Path) -> dict[int, list[int]]:
         TrainingError: a part file that cannot be read.
     """
     found: dict[int, list[int]] = collections.defaultdict(list)
-    for _, path in _parts(epath.Path(workdir) / FOLDER):
+    for _, path in _parts(stores.at(workdir) / FOLDER):
         try:
             steps = json.loads(path.read_text())
             for step, experts in steps.items():

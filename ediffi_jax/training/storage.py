@@ -13,11 +13,12 @@ import os
 import re
 from collections.abc import Iterator
 
+from ediffi_jax import stores
 from ediffi_jax.training.errors import RestartError, StorageError
 
 FULL, FORBIDDEN, GONE = ("ENOSPC", "EDQUOT", "EFBIG"), ("EROFS", "EACCES", "EPERM"), ("ENOENT", "ENOTDIR")
 LASTING = tuple(getattr(errno, name) for name in (*FULL, *FORBIDDEN, *GONE))
-LASTING_WORDS = (*map(os.strerror, LASTING), "PERMISSION_DENIED", "UNAUTHENTICATED", "NOT_FOUND")
+LASTING_WORDS = (*map(os.strerror, LASTING), "PERMISSION_DENIED", "UNAUTHENTICATED", "NOT_FOUND", "Forbidden")
 STATUS = re.compile(r"[A-Z_]{5,}: ")  # how TensorStore, which raises ValueError for everything, begins
 
 
@@ -31,10 +32,12 @@ def writing(place: object) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError) as error:
+    except Exception as error:
         text = " ".join(str(error).split())
-        if not isinstance(error, OSError) and not STATUS.match(text):
+        if not (failure := stores.failure(error)) and not (isinstance(error, ValueError) and STATUS.match(text)):
             raise  # our mistake
+        if isinstance(error, TimeoutError):
+            text = str(failure)
         lasting = getattr(error, "errno", None) in LASTING or any(word in text for word in LASTING_WORDS)
         line = f"{place} cannot be written: {text[:300] or type(error).__name__}"
         if lasting:
