@@ -89,7 +89,7 @@ def reaching(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def failure(error: Exception) -> StoreError | None:
     """What a store's client raised, as a line; None if it is nothing of a store's."""
-    if isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError) and error.errno is None:  # a disk's has a number
         return SilentStoreError(f"the store did not answer within {timeout():g} s ({TIMEOUT_VARIABLE})")
     if isinstance(error, ImportError) and "gcsfs" in str(error):
         return StoreError(f"{error}; gs:// needs the package gcsfs, pip install gcsfs")

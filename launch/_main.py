@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,12 +44,13 @@ def run(main: Main, argv: Sequence[str] | None = None, remote: Sequence[str] = (
         logging.set_verbosity(logging.WARNING)
         sys.exit(main(overrides) or 0)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        leave(error)
     except TimeoutError as error:  # of a store, wherever it was reached
         silent = stores.failure(error)
-        print(f"error: {silent}", file=sys.stderr)
-        sys.exit(silent.exit_code)
+        if not isinstance(silent, stores.SilentStoreError):
+            raise
+        silent.__cause__ = error
+        leave(silent)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -58,6 +60,15 @@ def help_text(doc: str, module: str) -> str:
     """What `--help` prints: a verb's docstring, and the flags that absl has under the name of its module."""
     listed = flags.FLAGS.module_help(module).strip().partition("\n")[2]
     return f"{doc}\nFlags:\n{listed}"
+
+
+def leave(error: UserError) -> None:
+    """Says what was wrong and exits."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    if isinstance(error.__cause__, TimeoutError):
+        os._exit(error.exit_code)  # threads that still wait for the store would hold the process for minutes
+    sys.exit(error.exit_code)
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import time
@@ -66,7 +65,78 @@ def test_a_run_in_a_bucket_is_killed_and_stopped_and_ends_like_one_on_a_disk(sto
     assert [line["loss/0"] for line in told] == [line["loss/0"] for line in alone]
     assert not list(tmp_path.glob("gs:*")) and store.names("bucket/run/tensorboard/events.out.tfevents.")
 
-    branched = start("branch", f"--workdir={RUN}", "--to=gs://bucket/three", "--cuts=0.2,0.5", "--parents=0,0,1", "--steps=1")
-    code, _, err = finish(branched)
+    words = [f"--workdir={RUN}", "--to=gs://bucket/three", "--cuts=0.2,0.5", "--parents=0,0,1"]
+    code, _, err = finish(start("branch", *words))
     assert code == 0, err
     assert checkpoint.read_position(checkpoint.newest("gs://bucket/three")).cuts == (0.2, 0.5)
+
+
+def test_a_step_saved_anew_has_a_higher_version_and_only_whole_ones_count(store) -> None:
+    folder = commits.folder_of(RUN)
+    for name, whole in (("3", True), ("6", True), ("6.1", True), ("6.2", False), ("9", False)):
+        (folder / name / "state").write_text(name)
+        if whole:
+            (folder / name / commits.MARKER).write_text("")
+    assert [path.name for path in commits.committed(folder).values()] == ["3", "6.1"]
+    checkpoints = checkpoint.Checkpoints(RUN)
+    assert checkpoints.steps() == [3, 6]
+    assert sorted({name.split("/")[3] for name in store.names("bucket/run/checkpoints")}) == ["3", "6.1"]
+
+
+@pytest.mark.parametrize("place", ["bucket", "disk"])
+def test_lines_after_the_checkpoint_are_dropped_and_the_rest_joined(store, tmp_path, monkeypatch, place) -> None:
+    monkeypatch.setattr(lines, "FULL", 3)
+    workdir = stores.at(RUN if place == "bucket" else tmp_path)
+    for first, last, kept in ((0, 8, 5), (5, 7, 7)):
+        files = Files(workdir, first)
+        for step in range(first + 1, last + 1):
+            files.write(step, {"loss/0": step / 3})
+        files.close()
+        assert [line["step"] for line in lines.read(workdir)] == list(range(1, last + 1))
+        Files(workdir, kept)
+        assert [line["step"] for line in lines.read(workdir)] == list(range(1, kept + 1))
+    assert len(store.names("bucket/run/metrics/")) == (3 if place == "bucket" else 0)
+
+
+def test_samples_go_into_a_bucket_whole_and_other_folders_are_refused(store) -> None:
+    folder = pictures.make_folder("gs://bucket/pictures", remote=True)
+    assert store.names("") == []
+    pictures.write_bytes(folder / "a.png", b"png")
+    assert store.objects["bucket/pictures/a.png"][1] == b"png"
+    with pytest.raises(pictures.PictureError, match="is in an object store; expected a folder of this machine"):
+        pictures.make_folder("gs://bucket/pictures")
+    with pytest.raises(release.ReleaseError, match="gs://bucket/none holds no checkpoint"):
+        release.find("gs://bucket/none")
+
+
+def test_a_flag_that_takes_no_bucket_says_so() -> None:
+    code, _, err = finish(start("grid", "--prompt=x", "--out=gs://bucket/grid.png"))
+    assert code == 2
+    assert err.splitlines() == [
+        "error: --out=gs://bucket/grid.png: expected a path on this machine; launch.grid takes gs:// with --cascade"
+    ]
+
+
+def test_a_store_that_accepts_and_never_answers_ends_a_start_with_one_line(store, monkeypatch) -> None:
+    monkeypatch.setenv(stores.TIMEOUT_VARIABLE, "2")
+    store.hangs = re.compile("")
+    code, _, err = finish(start("train", f"--workdir={RUN}"))
+    assert code == 42
+    said = [line for line in err.splitlines() if line.startswith("error")]
+    assert said == [f"error: {RUN}/config.json: the store did not answer within 2 s (EDIFFI_STORE_TIMEOUT)"]
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_a_store_that_falls_silent_while_saving_ends_the_run_with_one_line(store, recipe, monkeypatch) -> None:
+    monkeypatch.setenv(stores.TIMEOUT_VARIABLE, "2")
+    process = start("train", f"--config={recipe}", f"--workdir={RUN}")
+    wait_for_step(process, 4)
+    store.hangs, since = re.compile("checkpoints"), time.monotonic()
+    code, _, err = finish(process)
+    assert code == 42 and time.monotonic() - since < 60
+    said = [line for line in err.splitlines() if line.startswith("error")]
+    assert len(said) == 1 and "the store did not answer within 2 s" in said[0] and "Traceback" not in err
+    store.hangs = None
+    saved = commits.committed(commits.folder_of(RUN))
+    assert all(checkpoint.read_position(path).step == step for step, path in saved.items())

@@ -50,7 +50,7 @@ def find(name_or_path: str | os.PathLike) -> Path | epath.Path:
         path = stores.at(name_or_path)
         with stores.reaching(path):
             if (path / CASCADE_FILE).exists():
-                raise ReleaseError(f"{path} is a release in an object store; expected one on this machine: copy it first")
+                raise ReleaseError(f"{path} is a release in an object store; copy it to this machine first")
             if not (path / FOLDER).is_dir():
                 raise ReleaseError(f"{path} holds no checkpoint; expected the workdir of a launch.train that has saved")
         return path

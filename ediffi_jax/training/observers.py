@@ -97,7 +97,8 @@ class Files(Observer):
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a line."""
-        self._lines.append(json.dumps({"step": step, **{name: round(value, 7) for name, value in values.items()}}) + "\n")
+        rounded = {name: round(value, 7) for name, value in values.items()}
+        self._lines.append(json.dumps({"step": step, **rounded}) + "\n")
 
     def image(self, step: int, name: str, pixels: Pixels) -> None:
         """Writes a PNG."""

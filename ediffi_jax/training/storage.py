@@ -36,7 +36,7 @@ def writing(place: object) -> Iterator[None]:
         text = " ".join(str(error).split())
         if not (failure := stores.failure(error)) and not (isinstance(error, ValueError) and STATUS.match(text)):
             raise  # our mistake
-        if isinstance(error, TimeoutError):
+        if isinstance(failure, stores.SilentStoreError):
             text = str(failure)
         lasting = getattr(error, "errno", None) in LASTING or any(word in text for word in LASTING_WORDS)
         line = f"{place} cannot be written: {text[:300] or type(error).__name__}"
