@@ -5,19 +5,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import flags, logging
 
-from ediffi_jax import stores
 from ediffi_jax.errors import UserError, nearest
 
-CONFIG_PREFIX = "--config."
-REMOTE = ("gs://", "s3://")
+from ._stores import leave, refuse_remote
 
+CONFIG_PREFIX = "--config."
 Main = Callable[[list[str]], int | None]
 
 
@@ -36,21 +34,14 @@ def run(main: Main, argv: Sequence[str] | None = None, remote: Sequence[str] = (
         sys.exit(0)
     try:
         words, overrides = split_overrides(argv)
-        rest = parse(words)
-        if rest:
+        if rest := parse(words):
             raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
         refuse_remote(remote)
         logging.use_absl_handler()
         logging.set_verbosity(logging.WARNING)
         sys.exit(main(overrides) or 0)
-    except UserError as error:
+    except (UserError, TimeoutError) as error:
         leave(error)
-    except TimeoutError as error:  # of a store, wherever it was reached
-        silent = stores.failure(error)
-        if not isinstance(silent, stores.SilentStoreError):
-            raise
-        silent.__cause__ = error
-        leave(silent)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -58,17 +49,7 @@ def run(main: Main, argv: Sequence[str] | None = None, remote: Sequence[str] = (
 
 def help_text(doc: str, module: str) -> str:
     """What `--help` prints: a verb's docstring, and the flags that absl has under the name of its module."""
-    listed = flags.FLAGS.module_help(module).strip().partition("\n")[2]
-    return f"{doc}\nFlags:\n{listed}"
-
-
-def leave(error: UserError) -> None:
-    """Says what was wrong and exits."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    if isinstance(error.__cause__, TimeoutError):
-        os._exit(error.exit_code)  # threads that still wait for the store would hold the process for minutes
-    sys.exit(error.exit_code)
+    return f"{doc}\nFlags:\n" + flags.FLAGS.module_help(module).strip().partition("\n")[2]
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -83,17 +64,6 @@ def refuse_overrides(overrides: Sequence[str]) -> None:
         path = override.partition("=")[0]
         hint = nearest(path.rpartition(".")[2], _flag_names())
         raise UserError(f"unknown flag {CONFIG_PREFIX}{path}: launch.{Path(sys.argv[0]).stem} takes no config{hint}")
-
-
-def refuse_remote(allowed: Sequence[str]) -> None:
-    """Raises UserError for a flag with a gs:// path, unless it is among the `allowed`."""
-    for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
-        values = flag.value if isinstance(flag.value, list) else [flag.value]
-        for value in values if flag.name not in allowed else ():
-            if isinstance(value, str) and value.startswith(REMOTE):
-                verb, others = f"launch.{Path(sys.argv[0]).stem}", " and ".join(f"--{name}" for name in allowed)
-                hint = f"; {verb} takes {REMOTE[0]} with {others}" if others else ""
-                raise UserError(f"--{flag.name}={value}: expected a path on this machine{hint}")
 
 
 def parse(words: Sequence[str]) -> list[str]:
