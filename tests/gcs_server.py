@@ -35,6 +35,7 @@ class Store:
         uploads: contents so far of resumable uploads, with name and condition.
         refused: requests of a kind that stores cannot, or should not be asked to, fulfil.
         hangs: method and path of the requests from the first match on which nothing is answered; None for none.
+        forbids: whether every request is refused with 403.
         url: where it is.
         clock: the next object's generation.
         lock: held while a request is answered.
@@ -44,6 +45,7 @@ class Store:
     uploads: dict[str, tuple[str, str | None, bytes]] = dataclasses.field(default_factory=dict)
     refused: list[str] = dataclasses.field(default_factory=list)
     hangs: re.Pattern[str] | None = None
+    forbids: bool = False
     url: str = ""
     clock: Iterator[int] = dataclasses.field(default_factory=lambda: itertools.count(1))
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
@@ -81,6 +83,8 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = handle_one  # noqa: N815
 
     def respond(self, method: str, path: str, query: dict[str, str], body: bytes) -> tuple[int, bytes, dict[str, str]]:
+        if self.store.forbids:
+            return 403, b'{"error": {"code": 403, "message": "no access"}}', {}
         if method == "POST" and path.startswith("/batch/"):
             return self.batch(body)
         if match := OBJECT.fullmatch(path):

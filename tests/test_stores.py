@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import signal
 import time
@@ -9,14 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import gcsfs
+import numpy as np
 import pytest
 from gcs_server import Store, serving
-from test_launch_train import RECIPE, finish, start, wait_for_step
+from PIL import Image
+from test_launch_train import RECIPE, V1, finish, start, wait_for_step
 from training_fakes import same
 
-from ediffi_jax import pictures, release, stores
+from ediffi_jax import cascade, pictures, release, samples, stores
 from ediffi_jax.release import commits
-from ediffi_jax.training import checkpoint, lines
+from ediffi_jax.training import checkpoint, config_files, lines
+from ediffi_jax.training import config as training_config
+from ediffi_jax.training.errors import StorageError
 from ediffi_jax.training.observers import Files
 
 RUN = "gs://bucket/run"
@@ -107,6 +112,31 @@ def test_samples_go_into_a_bucket_whole_and_other_folders_are_refused(store) -> 
         pictures.make_folder("gs://bucket/pictures")
     with pytest.raises(release.ReleaseError, match="gs://bucket/none holds no checkpoint"):
         release.find("gs://bucket/none")
+
+
+def test_a_run_in_a_bucket_is_sampled_from_like_its_copy_on_a_disk(store) -> None:
+    for file in (path for path in V1.rglob("*") if path.is_file()):
+        (stores.at(RUN) / file.relative_to(V1).as_posix()).write_bytes(file.read_bytes())
+    (commits.folder_of(RUN) / "5" / commits.MARKER).write_text("")
+    wishes = {"num": 2, "seed": 1, "steps": 2}
+    remote = cascade.load(release.find(RUN))
+    samples.write_samples("gs://bucket/out", remote, remote.request(["a red circle"], **wishes))
+    assert [name.rpartition("/")[2] for name in store.names("bucket/out/")] == [
+        "0000.png", "0001.png", "contact_sheet.png", "samples.jsonl",
+    ]  # fmt: skip
+    assert [line["file"] for line in samples.read_records("gs://bucket/out")] == ["0000.png", "0001.png"]
+    expected = cascade.load(V1).sample(["a red circle"], **wishes, progress=False)
+    found = Image.open(io.BytesIO(store.objects["bucket/out/0001.png"][1]))
+    np.testing.assert_array_equal(np.asarray(found), expected[1])
+
+
+def test_a_store_that_forbids_is_one_line_and_no_empty_run(store) -> None:
+    store.forbids = True
+    with pytest.raises(stores.StoreError, match="gs://bucket/run/config.json: Forbidden") as caught:
+        config_files.read_workdir(RUN)
+    assert caught.value.exit_code == 2
+    with pytest.raises(StorageError, match="cannot be written: Forbidden"):
+        config_files.write_workdir(RUN, training_config.default())
 
 
 def test_a_flag_that_takes_no_bucket_says_so() -> None:
