@@ -25,8 +25,8 @@ OUT = flags.DEFINE_string("out", None, "JSON file of the figures.")
 
 PROMPT = "a red circle left of a blue square"
 ONE_STEP = [
-    "--config=configs/scenes.py:stage=base", "--steps=1", "--config.data.num_scenes=64", "--config.eval_every=0",
-    "--config.sample_every=0",
+    "--config=configs/scenes.py:stage=base", "--config.phases=({'steps': 1},)", "--config.data.num_scenes=64",
+    "--config.eval_every=0", "--config.sample_every=0",
 ]  # fmt: skip
 
 

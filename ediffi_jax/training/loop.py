@@ -24,18 +24,17 @@ from ediffi_jax.training.calls import Call, Calls
 from ediffi_jax.training.checkpoint import Checkpoints, Position
 from ediffi_jax.training.chrono import Chrono
 from ediffi_jax.training.config import profile_steps
-from ediffi_jax.training.config_files import check_same_run, to_json, write_workdir
+from ediffi_jax.training.config_files import check_same_run, write_workdir
 from ediffi_jax.training.errors import RESTART
 from ediffi_jax.training.evaluate import make_quantile_loss
 from ediffi_jax.training.mesh import replicated
 from ediffi_jax.training.nonfinite import Rollbacks, finite, first_bad
-from ediffi_jax.training.observers import Console, Files, Observer, Profile, TensorBoard, Wandb
+from ediffi_jax.training.observers import Profile
 from ediffi_jax.training.ownership import owned
 from ediffi_jax.training.preview import make_preview
-from ediffi_jax.training.records import Records
 from ediffi_jax.training.run import Run
 from ediffi_jax.training.schedule import Phase, warn_of_strangers
-from ediffi_jax.training.session import Session
+from ediffi_jax.training.session import Session, make_observers
 from ediffi_jax.training.signals import StopRequest
 from ediffi_jax.training.state import TrainState
 from ediffi_jax.training.step import Metrics
@@ -92,23 +91,6 @@ def train(config: ConfigDict, workdir: str | epath.Path) -> int:
                     if position.phase + 1 == len(run.phases):
                         return FINISHED
                     state, position = run.branched(state, position)
-
-
-def make_observers(run: Run, position: Position, chrono: Chrono) -> list[Observer]:
-    """In the first process console, files, account of the time, TensorBoard, if asked for W&B; in all the records."""
-    observers: list[Observer] = [Records(run.workdir, position.step)] if run.config.data.record_ids else []
-    if jax.process_index() > 0:
-        return observers
-    total = sum(phase.steps for phase in run.phases)
-    observers += [
-        Console(total, position.step, run.config.stage),
-        Files(run.workdir, position.step),
-        goodput.Goodput(run.workdir, position.step, chrono),
-        TensorBoard(run.workdir, position.step),
-    ]
-    if run.config.wandb:
-        observers.append(Wandb(run.config.wandb, run.workdir, to_json(run.config)))
-    return observers
 
 
 class PhaseLoop:

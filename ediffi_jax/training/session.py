@@ -6,13 +6,35 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from ediffi_jax.training.checkpoint import Checkpoints
+import jax
+
+from ediffi_jax.training.checkpoint import Checkpoints, Position
 from ediffi_jax.training.chrono import Chrono
+from ediffi_jax.training.config_files import to_json
+from ediffi_jax.training.goodput import Goodput
 from ediffi_jax.training.nonfinite import Rollbacks
-from ediffi_jax.training.observers import Observer
+from ediffi_jax.training.observers import Console, Files, Observer, TensorBoard, Wandb
 from ediffi_jax.training.ownership import Ownership
+from ediffi_jax.training.records import Records
+from ediffi_jax.training.run import Run
 from ediffi_jax.training.signals import StopRequest
 
+
+def make_observers(run: Run, position: Position, chrono: Chrono) -> list[Observer]:
+    """In the first process console, files, account of the time, TensorBoard, if asked for W&B; in all the records."""
+    observers: list[Observer] = [Records(run.workdir, position.step)] if run.config.data.record_ids else []
+    if jax.process_index() > 0:
+        return observers
+    total = sum(phase.steps for phase in run.phases)
+    observers += [
+        Console(total, position.step, run.config.stage),
+        Files(run.workdir, position.step),
+        Goodput(run.workdir, position.step, chrono),
+        TensorBoard(run.workdir, position.step),
+    ]
+    if run.config.wandb:
+        observers.append(Wandb(run.config.wandb, run.workdir, to_json(run.config)))
+    return observers
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Session:
