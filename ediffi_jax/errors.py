@@ -16,6 +16,21 @@ class UserError(Exception):
     exit_code = 2  # of a verb that it ends
 
 
+class MissingExtra(UserError):
+    """A package is not installed that only some verbs need."""
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra of this package: in a clone that was never installed, from its folder."""
+    import importlib.metadata
+
+    try:
+        importlib.metadata.version("ediffi_jax")
+    except importlib.metadata.PackageNotFoundError:
+        return f"pip install '.[{extra}]'"
+    return f"pip install 'ediffi_jax[{extra}]'"
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The tail of an error message: the closest valid choice, if any, and all of them.
 

@@ -7,7 +7,7 @@
 
 Compiles the very program that would run, for chips that nobody has to own. Of each chip it prints HBM by what is in it,
 FLOPs compiled and of the model, bytes sent along each axis of the mesh over each network, the least time (a bound, not
-a forecast), images/s, days and chip-hours. Needs the package libtpu that belongs to this jax (pip install 'jax[tpu]'),
+a forecast), images/s, days and chip-hours. Needs the package libtpu that belongs to this jax (extra [plan]),
 no TPU, no data and no weights; minutes on a laptop.
 
 --what: train, the step of a phase; sample, the whole sampling loop of a stage; encode, the programs of launch.encode;

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Installs what the tests need (a Chromium too, where it may) and runs them all:   bash launch/test.sh [--all] [pytest arguments]
 #   --all   also the tests marked `pod`, which take minutes each: compiled for TPU pods, kill series, the quick start
+#   --stack=lock|colab|latest   instead: the core tests in an environment of those versions (docs/support.md)
 # Everything else is passed to pytest:              bash launch/test.sh tests/test_samplers.py -k order
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
 source launch/browser.sh
+source launch/stack.sh
 
 markers=(-m "not pod") pins=test
 if [[ "${1:-}" == "--all" ]]; then
@@ -13,8 +15,16 @@ if [[ "${1:-}" == "--all" ]]; then
   export ALLOW_MULTIPLE_LIBTPU_LOAD=1 # workers that compile for TPUs at the same time
   shift
 fi
-environment "$pins" || exit $?
-browser
+paths=()
+if [[ "${1:-}" == --stack=* ]]; then
+  stack "${1#--stack=}" || exit $?
+  shift
+  paths=("${core[@]/%/.py}")
+  paths=("${paths[@]/#/tests/test_}")
+else
+  environment "$pins" || exit $?
+  browser
+fi
 
 # One worker per core, each told to use one thread: workers that each start a thread per core only wait
 # for one another. The compilation cache is shared, so a program two workers need is compiled once.
@@ -27,6 +37,9 @@ trap 'rm -rf "$scratch"' EXIT
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$scratch/jax}"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=0
 
-paths=()
-if [[ $# -eq 0 || "$1" == -* ]]; then paths=(tests); fi
+if [[ $# -gt 0 && "$1" != -* ]]; then
+  paths=() # pytest is told which
+elif [[ ${#paths[@]} -eq 0 ]]; then
+  paths=(tests)
+fi
 "$PYTHON" -m pytest -q -n "$workers" --dist worksteal --durations=15 ${markers[@]+"${markers[@]}"} ${paths[@]+"${paths[@]}"} "$@"

@@ -117,6 +117,6 @@ def test_a_store_without_its_client_is_one_line(prepared, monkeypatch) -> None:
         raise ImportError("Please install gcsfs to access Google Storage")
 
     monkeypatch.setattr(type(backend.fsspec_backend), "_get_filesystem", missing)
-    with pytest.raises(LoaderError, match="pip install gcsfs") as caught:
+    with pytest.raises(LoaderError, match=r"needs gcsfs: pip install '.*\[gcp\]'") as caught:
         run(config, OUT)
     assert "\n" not in str(caught.value)

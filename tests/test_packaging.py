@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import email
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -12,14 +13,20 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
+
+from ediffi_jax.errors import install
 
 ROOT = Path(__file__).resolve().parent.parent
-COLAB = {"jax": "0.7.2", "flax": "0.11.2", "numpy": "2.1.3", "orbax-checkpoint": "0.12.4", "grain": "0.2.18"}
+HEAVY = {"torch", "tensorflow", "gradio", "apache-beam", "matplotlib", "transformers", "diffusers", "libtpu"}
+EXTRAS = {"tpu", "cuda", "studio", "beam", "eval", "plan", "convert", "gcp", "wandb", "docs", "dev", "test"}
+SCENES = "--config=configs/scenes.py:stage=base,tiny"
 SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in [*(ROOT / "launch").glob("*.sh"), ROOT / ".ci/run"])
 
 
@@ -83,15 +90,84 @@ def test_verbs_start_from_the_installed_package(wheel: zipfile.ZipFile, tmp_path
         assert "Traceback" not in result.stderr
 
 
+def elsewhere(wheel: zipfile.ZipFile, folder: Path, *without: str) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs verbs of the wheel's contents, from another folder, as if the modules `without` were not installed."""
+    wheel.extractall(folder / "site")
+    for name in without:
+        (folder / "site" / f"{name}.py").write_text(f"raise ImportError('No module named {name}')\n")
+    environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "PYTHONDONTWRITEBYTECODE": "1"}
+    (folder / "empty").mkdir()
+
+    def run(verb: str, *words: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", f"ediffi_jax.launch.{verb}", *words]
+        return subprocess.run(
+            command, cwd=folder / "empty", env=environment, capture_output=True, text=True, timeout=400
+        )
+
+    return run
+
+
+def test_the_wheel_samples_and_finds_its_recipes_away_from_the_repository(
+    wheel: zipfile.ZipFile, tmp_path: Path
+) -> None:
+    run = elsewhere(wheel, tmp_path, "matplotlib", "torch", "gradio", "apache_beam")
+    done = run("sample", "--prompt=a red circle", "--steps=base=2,sr64=1,sr256=1", "--out=out")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert Image.open(tmp_path / "empty/out/0000.png").size == (256, 256)
+    refused = run("train", SCENES, "--config.batch_sise=2", "--workdir=run")  # read from the package, then found wrong
+    assert refused.returncode == 2 and "did you mean 'batch_size'" in refused.stderr, refused.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("verb", "module", "needs"),
+    [
+        ("evaluate --out=out", "matplotlib", "launch.evaluate needs matplotlib: pip install 'ediffi_jax[eval]'"),
+        ("prepare --input=. --out=out", "apache_beam", "launch.prepare needs apache-beam: pip install 'ediffi_jax[beam]'"),
+        ("studio", "gradio", "launch.studio needs gradio: pip install 'ediffi_jax[studio]'"),
+        (
+            "plan --config=configs/base64.py --topology=cpu:8 --plot=a.png",
+            "matplotlib",
+            "launch.plan --plot needs matplotlib: pip install 'ediffi_jax[plan]'",
+        ),
+    ],
+)
+def test_a_missing_extra_is_one_line(
+    wheel: zipfile.ZipFile, tmp_path: Path, verb: str, module: str, needs: str
+) -> None:
+    done = elsewhere(wheel, tmp_path, module)(*verb.split())
+    assert (done.returncode, done.stderr.strip().splitlines()[-1]) == (2, f"error: {needs}"), done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_clone_that_is_not_installed_is_told_to_install_from_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert install("beam") == "pip install '.[beam]'"
+
+
+def test_a_plain_install_is_small_and_extras_bring_the_rest(requirements: list[Requirement]) -> None:
+    plain = {canonicalize_name(requirement.name) for requirement in requirements if requirement.marker is None}
+    assert not plain & HEAVY
+    brought = {(str(requirement.marker), requirement.name) for requirement in requirements if requirement.marker}
+    for extra, name in {"eval": "matplotlib", "studio": "gradio", "beam": "apache-beam", "convert": "torch"}.items():
+        assert (f'extra == "{extra}"', name) in brought
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert {marker for marker, _ in brought} == {f'extra == "{extra}"' for extra in EXTRAS}
+    assert sorted(extra for extra in EXTRAS if f"`[{extra}]`" not in readme) == []
+
+
 def test_bounds_admit_the_pins_and_colab(requirements: list[Requirement]) -> None:
-    runtime, test = pins("lock.txt"), pins("lock.txt", "test.txt", "docs.txt")
+    runtime, test, colab = pins("lock.txt"), pins("lock.txt", "test.txt", "docs.txt"), pins("colab.txt")
+    assert {"jax", "flax", "numpy", "orbax-checkpoint", "grain"} <= set(colab)
     for requirement in requirements:
         name = canonicalize_name(requirement.name)
         if requirement.marker is None:
             assert name in runtime, f"{name} has no pin"
             assert requirement.specifier.contains(runtime[name]), requirement
-            if name in COLAB:
-                assert requirement.specifier.contains(COLAB[name]), requirement
+            if name in colab:
+                assert requirement.specifier.contains(colab[name]), requirement
         elif requirement.marker.evaluate({"extra": "test"}):
             assert requirement.specifier.contains(test[name]), requirement
     assert "torch" not in runtime
@@ -161,6 +237,27 @@ def test_no_suitable_python_is_one_line(tmp_path: Path) -> None:
     result = bash("environment test", tmp_path, path=str(old.parent))
     assert result.returncode == 2
     assert result.stderr.strip() == "error: Python 3.11 or newer is needed, and none was found on PATH"
+
+
+def stack(name: str, home: Path, path: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PATH": path, "PYENV_ROOT": str(home)}
+    command = [shutil.which("bash"), str(ROOT / "launch/test.sh"), f"--stack={name}"]
+    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_a_stack_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "dirname").symlink_to(shutil.which("dirname"))
+    unknown = stack("colba", tmp_path, os.environ["PATH"])
+    without = stack("colab", tmp_path, str(tmp_path / "bin"))
+    assert (unknown.returncode, unknown.stderr) == (2, "error: --stack=colba; choices: colab, latest, lock\n")
+    assert (without.returncode, without.stderr) == (77, "stack colab: not run, there is no Python 3.13 here\n")
+
+
+def test_the_core_tests_exist() -> None:
+    (names,) = re.findall(r"^core=\(\n(.*?)^\)", (ROOT / "launch/stack.sh").read_text(), re.S | re.M)
+    assert len(names.split()) > 10
+    assert all((ROOT / "tests" / f"test_{name}.py").exists() for name in names.split())
 
 
 def test_readme_names_only_what_exists() -> None:

@@ -313,7 +313,7 @@ def test_wandb_is_asked_for_only_if_it_is_there(tmp_path: Path) -> None:
         pytest.skip("wandb is installed")
     config = small_config()
     config.wandb = "project"
-    with pytest.raises(ConfigError, match="pip install wandb"):
+    with pytest.raises(ConfigError, match=r"needs wandb: pip install '.*\[wandb\]'"):
         loop.train(config, tmp_path)
 
 

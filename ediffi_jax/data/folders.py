@@ -20,6 +20,7 @@ from etils import epath
 
 from ediffi_jax import stores
 from ediffi_jax.data.views import LoaderError
+from ediffi_jax.errors import install
 from ediffi_jax.stores import is_remote
 
 TEMPORARY = ".tmp"
@@ -161,4 +162,4 @@ def client(path: epath.Path) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise LoaderError(f"{path}: {error}; gs:// needs the package gcsfs, pip install gcsfs") from error
+        raise LoaderError(f"{path}: {error}; gs:// needs gcsfs: {install('gcp')}") from error

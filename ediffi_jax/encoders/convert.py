@@ -21,7 +21,7 @@ import numpy as np
 
 from ediffi_jax.encoders.errors import EncoderError
 from ediffi_jax.encoders.files import INDEX, SINGLE, read_json
-from ediffi_jax.errors import nearest
+from ediffi_jax.errors import install, nearest
 
 _DTYPES = ("keep", "float32", "float16", "bfloat16")
 _SETTINGS = ("*.json", "*.model", "merges.txt", "vocab.txt", "README.md", "LICENSE*")
@@ -90,7 +90,7 @@ def _torch() -> ModuleType:
     try:
         import torch
     except ImportError as error:
-        raise EncoderError("converting needs PyTorch: pip install 'ediffi_jax[convert]'") from error
+        raise EncoderError(f"reading pickled weights needs torch: {install('convert')}") from error
     return torch
 
 

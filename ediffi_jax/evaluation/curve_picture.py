@@ -8,16 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
+from ediffi_jax import figures
 from ediffi_jax.errors import nearest
 from ediffi_jax.evaluation.curves import CURVE, MEASURES, Curve
 from ediffi_jax.evaluation.errors import EvaluationError
 from ediffi_jax.pictures import make_folder, write_bytes
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first)
+plt = figures.pyplot("launch.evaluate", "eval")  # on import: not after hours of measuring
 
 KINDS = ("png", "svg")
 NAMES = dict(zip(MEASURES, ("FID", "KID", "CLIP score", "precision", "recall", "right"), strict=True))

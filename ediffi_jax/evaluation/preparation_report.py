@@ -9,6 +9,7 @@ from typing import Any
 from ediffi_jax.data import views
 from ediffi_jax.data.prepare.reasons import MENDED, REASONS, PrepareError
 from ediffi_jax.data.prepare.settings import Settings
+from ediffi_jax.errors import install
 from ediffi_jax.evaluation.report import Report
 
 
@@ -39,7 +40,7 @@ def prepare(
         from ediffi_jax.data.prepare import prepare as preparation
         from ediffi_jax.data.prepare.running import Running
     except ImportError as error:
-        raise PrepareError(f"launch.prepare needs Apache Beam ({error}): pip install 'ediffi_jax[beam]'") from error
+        raise PrepareError(f"launch.prepare needs apache-beam: {install('beam')}") from error
     finally:
         logging.disable(logging.NOTSET)
     place = {"data_dir": data_dir, "split": split}

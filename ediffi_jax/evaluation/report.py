@@ -17,14 +17,16 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
 from PIL import Image
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first)
-from matplotlib.figure import Figure  # noqa: E402
+from ediffi_jax import figures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: #1c1e21; max-width: 1120px; margin: 2.5rem auto; padding: 0 1.2rem; }
@@ -89,7 +91,7 @@ class Report:
     def figure(self, figure: Figure, *, path: Path, alt: str) -> None:
         """A matplotlib figure, put into the page and saved as a PNG at `path`."""
         figure.savefig(path, dpi=130, bbox_inches="tight")
-        plt.close(figure)
+        _pyplot().close(figure)
         self._parts.append(f"<figure>{_embedded(path.read_bytes(), alt)}</figure>")
 
     def page(self) -> str:
@@ -116,6 +118,10 @@ def contact_sheet(images: Sequence[np.ndarray], *, columns: int = 4, gap: int = 
     return sheet
 
 
+def _pyplot() -> ModuleType:
+    return figures.pyplot("a figure", "eval")
+
+
 def loss_figure(curves: Mapping[str, np.ndarray], *, cuts: Sequence[float], sigma_at: Mapping[float, float]) -> Figure:
     """Loss against the quantile of the noise level, above its ratio to the first curve.
 
@@ -124,7 +130,7 @@ def loss_figure(curves: Mapping[str, np.ndarray], *, cuts: Sequence[float], sigm
         cuts: quantiles at which experts meet, drawn as lines.
         sigma_at: quantile -> sigma, for the labels of the axis.
     """
-    figure, (above, below) = plt.subplots(2, 1, figsize=(8.5, 6.2), sharex=True, height_ratios=(2, 1))
+    figure, (above, below) = _pyplot().subplots(2, 1, figsize=(8.5, 6.2), sharex=True, height_ratios=(2, 1))
     reference = next(iter(curves.values()))
     edges = np.linspace(0, 1, len(reference) + 1)
     for name, values in curves.items():

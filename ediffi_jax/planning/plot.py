@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import io
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-import matplotlib
-
+from ediffi_jax import figures
 from ediffi_jax.planning.errors import PlanError
 from ediffi_jax.planning.inference import InferencePlan
 from ediffi_jax.planning.inference_text import describe as describe_inference
@@ -16,9 +17,8 @@ from ediffi_jax.planning.plan import GB, Plan
 from ediffi_jax.planning.roofline import PARTS, Roofline
 from ediffi_jax.planning.text import describe
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first)
-from matplotlib.axes import Axes  # noqa: E402
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FORMATS = ("png", "svg")
 # Colours that stay apart for colour-blind readers (Okabe and Ito's palette).
@@ -30,13 +30,22 @@ LABELS = {"compute": "arithmetic", "memory": "HBM", "ici": "ICI (in the slice)",
 
 
 def check_format(path: str, what: str = "train") -> str:
-    """The format that a file's name asks for. Raises PlanError for any but png and svg, and where nothing is drawn."""
+    """The format that a file's name asks for.
+
+    Raises:
+        PlanError: any but png and svg, or a question that has no picture. MissingExtra: no matplotlib.
+    """
     if what == "embeddings":
         raise PlanError("--plot is of train, sample and encode; the table of embeddings has no picture")
     found = Path(path).suffix.lstrip(".").lower()
     if found not in FORMATS:
         raise PlanError(f"--plot={path}: expected a name that ends in .png or .svg")
+    _pyplot()  # before minutes of compiling
     return found
+
+
+def _pyplot() -> ModuleType:
+    return figures.pyplot("launch.plan --plot", "plan")
 
 
 def draw(plan: Plan | InferencePlan, kind: str) -> bytes:
@@ -56,6 +65,7 @@ def draw(plan: Plan | InferencePlan, kind: str) -> bytes:
         parts = {name: (part.measured.memory, part.roofline) for name, part in plan.parts.items()}
     if any(memory is None or line is None for memory, line in parts.values()):
         raise PlanError("--plot: nothing to draw of a plan that does not fit, or of devices without stated figures")
+    plt = _pyplot()
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(9, 2.6 + 1.4 * len(parts)), height_ratios=(1 + 0.5 * len(parts), 1 + 2 * len(parts))
     )  # fmt: skip

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ediffi_jax.errors import nearest
+from ediffi_jax.errors import install, nearest
 from ediffi_jax.planning.chips import GPUS, TPUS, Chip
 from ediffi_jax.planning.errors import PlanError
 from ediffi_jax.planning.local_devices import PLATFORMS, local_chip, local_devices
@@ -137,8 +137,7 @@ def described(topology: Topology) -> tuple[Any, ...]:
     except RuntimeError as error:
         if "not installed" in str(error):
             raise PlanError(
-                "the TPU's compiler is not installed; expected the package libtpu that belongs to this jax:"
-                " pip install 'jax[tpu]' (no TPU is needed)"
+                f"launch.plan needs the TPU's compiler, libtpu (but no TPU): {install('plan')}"
             ) from error
         raise PlanError(f"the TPU's compiler refuses {topology.jax_name}: {str(error).splitlines()[0]}") from error
     return tuple(sorted(found.devices, key=lambda device: (getattr(device, "slice_index", None) or 0, device.id)))

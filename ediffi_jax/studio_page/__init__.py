@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ediffi_jax.cascade import Cascade
-from ediffi_jax.errors import UserError
+from ediffi_jax.errors import UserError, install
 from ediffi_jax.studio_page.limits import Limits, StudioError
 
 __all__ = ["Limits", "StudioError", "open_page", "studio"]
@@ -50,7 +50,7 @@ def open_page(
     try:
         import gradio as gr
     except ImportError as error:
-        raise StudioError("the studio needs Gradio; expected `pip install 'ediffi_jax[studio]'`") from error
+        raise StudioError(f"launch.studio needs gradio: {install('studio')}") from error
     from ediffi_jax.studio_page.page import Page, scratch
     from ediffi_jax.studio_page.results import Results
 

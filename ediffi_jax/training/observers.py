@@ -24,6 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ediffi_jax import stores
+from ediffi_jax.errors import install
 from ediffi_jax.training.errors import ConfigError
 from ediffi_jax.training.lines import lines_of
 
@@ -189,7 +190,7 @@ class Wandb(Observer):
         try:
             import wandb
         except ImportError as error:
-            raise ConfigError("config.wandb needs the wandb package: pip install wandb, or --config.wandb=") from error
+            raise ConfigError(f"config.wandb needs wandb: {install('wandb')}, or --config.wandb=") from error
         self._wandb = wandb
         self._run = wandb.init(project=project, name=workdir.name, id=workdir.name, resume="allow", config=dict(config))
 
