@@ -10,7 +10,7 @@ NO_PYTHON=77
 # shellcheck disable=SC2034 # test.sh runs them
 core=(
   noise denoiser experts conditioning guidance samplers paint_phrases encoders_files loader scenes_builder records
-  slices training_step checkpoint_v1 release launch_train launch_sample architecture
+  slices training_step checkpoint_v1 launch_sample architecture
 )
 
 # Prints the first interpreter there is of the given versions, on PATH or among pyenv's.
@@ -28,11 +28,11 @@ interpreter() {
 }
 
 stack() {
-  local name="$1" versions wanted python pins
+  local name="$1" versions wanted python asked
   case "$name" in
-    lock) versions=(3.11) pins=(-r requirements/lock.txt -c requirements/test.txt) ;;
-    colab) versions=(3.13) pins=(-r requirements/colab.txt) ;;
-    latest) versions=(3.13 3.12 3.11) pins=(--upgrade --upgrade-strategy eager) ;;
+    lock) versions=(3.11) asked=(-r requirements/lock.txt -c requirements/test.txt) ;;
+    colab) versions=(3.13) asked=(-r requirements/colab.txt) ;;
+    latest) versions=(3.13 3.12 3.11) asked=(--upgrade --upgrade-strategy eager) ;;
     *)
       echo "error: --stack=$name; choices: colab, latest, lock" >&2
       return 2
@@ -47,7 +47,7 @@ stack() {
   if [[ "$(cat ".venv-$name/stamp" 2>/dev/null)" != "$wanted" ]]; then
     echo "Making .venv-$name with $("$python" --version)"
     "$python" -m venv --clear ".venv-$name" || return 2
-    "$PYTHON" -m pip install --disable-pip-version-check --quiet "${pins[@]}" '.[dev]' || return 2
+    "$PYTHON" -m pip install --disable-pip-version-check --quiet "${asked[@]}" '.[dev]' || return 2
     echo "$wanted" >".venv-$name/stamp"
   fi
   "$PYTHON" -c 'import platform, jax, flax, numpy, orbax.checkpoint as o
