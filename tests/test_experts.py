@@ -146,7 +146,8 @@ def test_switch_is_the_expert_that_owns_the_level(wrap: Callable, layout: Callab
     denoise = wrap(switch(denoise_of, layout(stacked), PAPER))
     for sigma in np.concatenate([neighbours(cut) for cut in PAPER.cut_sigmas]):
         owner = take(stacked, int(PAPER.route(sigma)))
-        np.testing.assert_array_equal(denoise(x, sigma), jax.jit(denoise_of(owner))(x, sigma))  # branches are compiled
+        # Not to the bit: a branch is compiled, and older XLA rounds otherwise than op by op.
+        np.testing.assert_allclose(denoise(x, sigma), wrap(denoise_of(owner))(x, sigma), rtol=0, atol=5e-7)
 
 
 def test_branch_then_route_is_the_parent_bit_for_bit() -> None:
