@@ -97,7 +97,10 @@ def gathered(mesh: Mesh, params: Params) -> Params:
         params: in parts.
     """
     around = jax.sharding.get_abstract_mesh()
-    return jax.lax.with_sharding_constraint(params, NamedSharding(mesh if around.empty else around, P()))
+    try:
+        return jax.lax.with_sharding_constraint(params, NamedSharding(mesh if around.empty else around, P()))
+    except NotImplementedError:  # jax 0.7 cannot say it inside `shard_map`: there the compiler chooses
+        return params
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
