@@ -132,7 +132,7 @@ def test_arguments_that_cannot_be_used(source, tmp_path):
 
 def test_without_torch_the_extra_is_named(source, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(EncoderError, match=r"ediffi_jax\[convert\]"):
+    with pytest.raises(EncoderError, match=r"reading pickled weights needs torch: pip install .*\[convert\]"):
         convert(source, tmp_path / "out")
 
 
