@@ -16,7 +16,6 @@ use the machine. Before that the same picture's results are compared, and decodi
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import statistics
@@ -27,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import psutil
 from absl import app, flags
 from PIL import Image
 
+from benchmarks.loading_agreement import COMPARED, agreement, pillow_decode
 from benchmarks.loading_pictures import encoded, write
-from benchmarks.loading_sides import BATCH, CASES, SIDES, Case, Side, our_transform, pillow_transform
+from benchmarks.loading_sides import BATCH, CASES, SIDES, Case, Side
 from ediffi_jax.data.loader import make_loader
 from ediffi_jax.data.views import decode
 
@@ -45,25 +44,6 @@ DATA = flags.DEFINE_string("data", None, "Folder of the pictures; by default the
 OUT = flags.DEFINE_string("out", None, "JSON file of the figures.")
 MEMORY = flags.DEFINE_integer("memory", 0, "Measure memory over so many small pictures instead.")
 SMALL = 2000  # scenes of 16 pixels that are read again and again to measure memory
-COMPARED = 16  # pictures whose results are compared
-
-
-def pillow_decode(content: bytes) -> Image.Image:
-    """As webdataset does it."""
-    with Image.open(io.BytesIO(content)) as image:
-        return image.convert("RGB")
-
-
-def agreement(case: Case) -> tuple[float, int]:
-    """Mean and largest difference of the two sides' pixels, over some pictures."""
-    differences = []
-    for index in range(COMPARED):
-        content = encoded(index, case.pictures)["image"]
-        mine = our_transform(case.views, content, np.random.default_rng(index))
-        peers = pillow_transform(case.views, pillow_decode(content), np.random.default_rng(index))
-        differences += [np.abs(mine[name].astype(int) - peers[name]).ravel() for name in mine]
-    every = np.concatenate(differences)
-    return float(every.mean()), int(every.max())
 
 
 def per_picture(work: Callable[[bytes], Any], contents: list[bytes]) -> float:

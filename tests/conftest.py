@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,18 @@ def _one_share_of_the_cores() -> None:
 def root() -> Path:
     """The project's root folder."""
     return ROOT
+
+
+@pytest.fixture(autouse=True)
+def _flags_of_this_test_alone() -> Iterator[None]:
+    """Verbs define their flags when imported: what one test imports must not clash with what the next one does."""
+    from absl import flags
+
+    before = set(flags.FLAGS)
+    yield
+    for module, defined in list(flags.FLAGS.flags_by_module_dict().items()):
+        added = [flag.name for flag in defined if flag.name not in before]
+        if added and module.startswith(("launch.", "benchmarks.")):
+            for name in added:
+                delattr(flags.FLAGS, name)
+            sys.modules.pop(module, None)

@@ -5,14 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
-from benchmarks.loading import agreement, encoded
-from benchmarks.loading_pictures import write
+from benchmarks.loading_agreement import agreement
+from benchmarks.loading_pictures import encoded, write
 from benchmarks.loading_sides import BATCH, CASES, SIDES
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_both_make_the_same_of_a_picture(name, monkeypatch):
-    monkeypatch.setattr("benchmarks.loading.COMPARED", 2)
+    monkeypatch.setattr("benchmarks.loading_agreement.COMPARED", 2)
     mean, _ = agreement(CASES[name])
     assert mean < 2
 
