@@ -28,7 +28,6 @@ from typing import Any
 import cv2
 import psutil
 from absl import app, flags
-from PIL import Image
 
 from benchmarks.loading_agreement import COMPARED, agreement, pillow_decode
 from benchmarks.loading_pictures import encoded, write

@@ -97,10 +97,9 @@ def gathered(mesh: Mesh, params: Params) -> Params:
         params: in parts.
     """
     around = jax.sharding.get_abstract_mesh()
-    try:
-        return jax.lax.with_sharding_constraint(params, NamedSharding(mesh if around.empty else around, P()))
-    except NotImplementedError:  # jax 0.7 cannot say it inside `shard_map`: there the compiler chooses
-        return params
+    if not around.empty and jax.__version_info__ < (0, 8):
+        return params  # jax 0.7 cannot say it inside `shard_map`: there the compiler chooses
+    return jax.lax.with_sharding_constraint(params, NamedSharding(mesh if around.empty else around, P()))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
