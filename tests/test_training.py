@@ -84,6 +84,14 @@ def test_stopped_anywhere_it_goes_on_to_the_bit(finished: Path, tmp_path: Path, 
     assert {row["step"]: row["loss/0"] for row in rows(tmp_path) if "loss/0" in row} == losses
 
 
+def test_a_batch_that_does_not_fit_leaves_the_workdir_free(tmp_path: Path) -> None:
+    config = small_config()
+    config.accumulate = 7
+    with pytest.raises(UserError, match="is not a multiple of .*accumulate=7"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_several_steps_a_call_are_the_same_run(finished: Path, tmp_path: Path, monkeypatch) -> None:
     """Phases of 4 and 4 steps in calls of 3, 1 and 2, 2 steps; stopped in the second phase and gone on with."""
     config = small_config()

@@ -24,7 +24,7 @@ from ediffi_jax.training.calls import Call, Calls
 from ediffi_jax.training.checkpoint import Checkpoints, Position
 from ediffi_jax.training.chrono import Chrono
 from ediffi_jax.training.config import profile_steps
-from ediffi_jax.training.config_files import check_same_run, write_workdir
+from ediffi_jax.training.config_files import check_same_run, read_workdir, write_workdir
 from ediffi_jax.training.errors import RESTART
 from ediffi_jax.training.evaluate import make_quantile_loss
 from ediffi_jax.training.mesh import replicated
@@ -66,6 +66,8 @@ def train(config: ConfigDict, workdir: str | epath.Path) -> int:
     chrono = Chrono()
     with StopRequest() as stop, Watchdog(chrono, config.hang_minutes):
         run = Run.create(config, workdir)
+        if read_workdir(workdir) is None:
+            run.mesh(run.phases[0])  # a mesh or batch that does not fit claims no workdir
         with owned(workdir) as owner:
             check_same_run(workdir, config)  # by now it may be that of another
             checkpoints = Checkpoints(workdir, config.keep)
