@@ -22,7 +22,7 @@ FLOORS = {
     "attention_maps": 3, "cascade": 3, "figures": 3, "grids": 3, "listening": 1, "showing": 3, "stage": 3, "request": 3,
     "samples": 3, "release": 3, "pictures": 3, "data": 3,
     "training": 4, "evaluation": 4,
-    "studio_page": 5, "planning": 5,
+    "studio_page": 5, "planning": 5, "reproduction": 5,
     "launch": 6, "configs": 6,
 }  # fmt: skip
 
