@@ -19,6 +19,7 @@ from typing import Any
 from ediffi_jax.errors import UserError
 
 BUDGETS = ("seconds", "minutes", "hours")
+PART = {"settings", "seconds", "value"}  # keys of a part's file
 
 
 class StudyError(UserError):
@@ -72,8 +73,9 @@ class Study:
 
 
 def seconds_spent(folder: Path) -> float:
-    """The sum over a claim's parts."""
-    return sum(json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in folder.rglob("*.json"))
+    """What a claim's parts took, each in the call that finished it."""
+    parts = (json.loads(path.read_text(encoding="utf-8")) for path in folder.rglob("*.json"))
+    return sum(part["seconds"] for part in parts if isinstance(part, dict) and part.keys() == PART)
 
 
 def _read(path: Path, wanted: dict[str, Any]) -> Any:
