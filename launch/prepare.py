@@ -6,8 +6,8 @@
   python -m launch.prepare --input=coco/val2014 --make_hashes --out=coco.hashes
 
 --input: a folder of pictures with .txt or .json beside them; a list (.csv .tsv .jsonl .parquet) of paths and captions;
-img2dataset's tars (a folder of them, or a pattern); tfds:NAME; the folder of a TFDS data set. Both ends may be gs://.
-The same command goes on where it was killed, and looks only at what is new in its input. docs/data.md: every step.
+img2dataset's tars; tfds:NAME; the folder of a TFDS data set. Both ends may be gs://. The same command goes on where it
+was killed, and looks only at what is new. docs/data.md has every step.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ STEPS = {  # names are those of Settings, which checks them
     "quality": (flags.DEFINE_integer, 95, "Of JPEG; chroma is not subsampled."),
     "captions": (lambda *a: flags.DEFINE_enum(a[0], a[1], CAPTIONS, a[2]), "first", "Of several, which to keep."),
     "caption_key": (flags.DEFINE_string, "", "Column, feature or JSON key of captions; default the usual names."),
-    "image_key": (flags.DEFINE_string, "", "Column of pictures or paths."),
-    "id_key": (flags.DEFINE_string, "", "Column or feature of ids."),
+    **{f"{of}_key": (flags.DEFINE_string, "", f"Column or feature of {of}s.") for of in ("image", "id")},
     "exif_rotation": (flags.DEFINE_bool, True, "Turn pictures upright."),
     "colour_profiles": (flags.DEFINE_bool, True, "Convert embedded colour profiles to sRGB."),
     "clean_captions": (flags.DEFINE_bool, True, "Take HTML, web addresses and invisible characters out."),
@@ -46,8 +45,10 @@ STEPS = {  # names are those of Settings, which checks them
     "min_side": (flags.DEFINE_integer, None, "Shorter side to have; default the resolution; 0 for any (enlarges)."),
     "max_aspect": (flags.DEFINE_float, 0, "Longer over shorter side, at most; 0 for any."),
     "min_words": (flags.DEFINE_integer, 1, "Words that a caption has at least."),
-    "min_clip": (flags.DEFINE_float, None, "CLIP score to have, where the input holds it."),
-    "min_aesthetic": (flags.DEFINE_float, None, "Aesthetic score to have, where the input holds it."),
+    "min_clip": (flags.DEFINE_float, None, "CLIP score to have, of the input or of --clip."),
+    "min_aesthetic": (flags.DEFINE_float, None, "Aesthetic score to have, of the input or of --aesthetic."),
+    "clip": (flags.DEFINE_string, "", "CLIP that scores what the input does not: a Hugging Face folder."),
+    "aesthetic": (flags.DEFINE_string, "", "LAION's aesthetic predictor on that CLIP: a file of its weights."),
     "dedup_exact": (flags.DEFINE_bool, True, "Of pictures with the same bytes keep one."),
     "duplicate_distance": (flags.DEFINE_integer, 4, "Bits that near duplicates may differ in; -1: keep all."),
     "exclude": (flags.DEFINE_list, [], "Lists of pictures to leave out, from --make_hashes."),

@@ -38,6 +38,7 @@ BESIDE = {
     "guidance": {"experts"},
     "attention_maps": {"stage"},
     "stage": {"release"},
+    "data": {"pictures"},
     "request": {"stage", "release", "pictures"},
     "cascade": {"stage", "request", "release"},
     "samples": {"cascade", "request", "stage", "pictures", "release"},

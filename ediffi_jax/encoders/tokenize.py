@@ -63,6 +63,7 @@ class TextTokenizer:
         end: id put after them.
         pad: id that fills up.
         files: what it was built from.
+        quiet: do not say what of a text is lost.
     """
 
     name: str
@@ -72,6 +73,7 @@ class TextTokenizer:
     end: int
     pad: int
     files: tuple[Path, ...] = ()
+    quiet: bool = False
 
     def __call__(self, prompts: Sequence[str]) -> tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
         """Ids int32 [b, length] and mask bool [b, length], True up to and including the end token."""
@@ -79,7 +81,7 @@ class TextTokenizer:
         mask = np.zeros((len(prompts), self.length), bool)
         room = self.room
         for row, encoding in enumerate(self.backend.encode_batch(list(prompts), add_special_tokens=False)):
-            if len(encoding.ids) > room:
+            if len(encoding.ids) > room and not self.quiet:
                 self._warn(prompts[row], encoding.offsets[room][0], room)
             line = [*self.start, *encoding.ids[:room], self.end]
             ids[row, : len(line)] = line

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ediffi_jax.data.folders import Disk, ObjectStore, folder_at, inside
-from ediffi_jax.data.prepare import exclusion, shards, sources, summary
+from ediffi_jax.data.prepare import exclusion, scoring, shards, sources, summary
 from ediffi_jax.data.prepare.reasons import PrepareError
 from ediffi_jax.data.prepare.running import Running
 from ediffi_jax.data.prepare.settings import Settings, digest
@@ -83,13 +83,16 @@ def prepare(
 
     Raises:
         PrepareError: no usable input, too much of it damaged, nothing left of it, a folder that cannot be written
-            or holds something else.
+            or holds something else, networks that cannot score.
+        EncoderError: networks that cannot be read.
     """
+    seen = scoring.fingerprint(settings)
+    each = digest([settings.each(), *seen]) if seen else settings.each()
     folder = _open(location, out)
     units = sources.list_units(location, settings, data_dir=data_dir, split=split)
     if not units:
         raise PrepareError(f"--input={location} has no records")
-    keys = [digest([settings.each(), unit.identity]) for unit in units]
+    keys = [digest([each, unit.identity]) for unit in units]
     across = {**settings.across(), "exclude": exclusion.fingerprint(settings.exclude)}
     _claim(folder, out, settings)
     wanted = digest([across, keys])
@@ -102,7 +105,7 @@ def prepare(
     found = summary.summarise(keys, work.chosen, settings.validation)
     _write(folder, "rejected.csv", summary.rejected_lines(keys, work.chosen))
     _refuse(found, settings, out)
-    fingerprint = digest([across, settings.each(), found.contents.hexdigest()])
+    fingerprint = digest([across, each, found.contents.hexdigest()])
     planned = [
         shard
         for name in (TRAIN, VALIDATION)

@@ -23,6 +23,7 @@ ACROSS = (
     "shard_mb",
     "max_bad_fraction",
 )
+NETWORKS = ("clip", "aesthetic")  # paths of what is known by its contents
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,8 @@ class Settings:
         max_aspect: longer side over shorter; 0 for any.
         min_words: of the caption; 0 for any.
         min_clip, min_aesthetic: scores to have, from `clip_key` and `aesthetic_key`; None for any.
+        clip: folder or bundled name of a CLIP that scores records without a score; see `scoring`.
+        aesthetic: file of an aesthetic predictor on that CLIP.
         clip_key, aesthetic_key: names that scores go by, tried in turn.
         dedup_exact: of pictures with the same bytes keep one.
         duplicate_distance: of pictures whose hashes differ in at most so many of 64 bits keep one; -1 keeps all.
@@ -70,6 +73,8 @@ class Settings:
     min_words: int = 1
     min_clip: float | None = None
     min_aesthetic: float | None = None
+    clip: str = ""
+    aesthetic: str = ""
     clip_key: tuple[str, ...] = ("clip_score", "similarity", "clip_similarity_vitl14", "clip_similarity_vitb32")
     aesthetic_key: tuple[str, ...] = ("aesthetic_score", "aesthetic", "AESTHETIC_SCORE", "aesthetic_score_laion_v2")
     dedup_exact: bool = True
@@ -100,6 +105,8 @@ class Settings:
         need(self.max_pixels >= self.resolution**2, "max_pixels", f"at least {self.resolution**2}")
         need(self.min_side >= 0, "min_side", "pixels, or 0 for any")
         need(self.max_aspect == 0 or self.max_aspect >= 1, "max_aspect", "1 or more, or 0 for any")
+        for name, least in (("clip", self.min_clip), ("aesthetic", self.min_aesthetic)):
+            need(least is not None or not getattr(self, name), name, f"none without min_{name}, which uses it")
         need(self.min_words >= 0, "min_words", "a number of words, or 0 for any")
         need(-1 <= self.duplicate_distance <= 16, "duplicate_distance", "0 to 16 bits, or -1 to keep all")
         need(0 <= self.exclude_distance <= 32, "exclude_distance", "0 to 32 bits")
@@ -108,9 +115,10 @@ class Settings:
         need(0 <= self.max_bad_fraction <= 1, "max_bad_fraction", "a share from 0 to 1")
 
     def each(self) -> str:
-        """Fingerprint of what is decided for each record alone."""
-        fields = dataclasses.asdict(self)
-        return digest({"format": FORMAT, **{name: value for name, value in fields.items() if name not in ACROSS}})
+        """Fingerprint of what is decided for each record alone, less the contents of `NETWORKS`."""
+        left_out = (*ACROSS, *NETWORKS)
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
+        return digest({"format": FORMAT, **fields})
 
     def across(self) -> dict[str, Any]:
         """What is decided across records, less the limit on damage, which changes no file."""
