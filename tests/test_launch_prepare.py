@@ -163,6 +163,22 @@ def test_every_record_is_taken_or_told_under_its_reason(tmp_path: Path) -> None:
     assert lenient.examined == 0 and lenient.report["taken"] == 23  # eval.jpg is not excluded here
 
 
+STAND_INS = """
+from ediffi_jax.data.prepare import prepare, settings, shards  # as before a pipeline starts its threads
+from etils import epy
+
+def told(*_, **__):
+    raise SystemExit("what other threads import now would be stand-ins")
+
+epy.lazy_imports = told
+shards.serializer(settings.Settings(resolution=8))
+"""
+
+
+def test_no_task_imports_what_would_change_the_imports_of_other_threads() -> None:
+    subprocess.run([sys.executable, "-c", STAND_INS], check=True, timeout=100)
+
+
 def start(*words: str) -> subprocess.Popen:
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", *words]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow_datasets as tfds  # before there are threads: until it is imported, theirs get its lazy stand-ins
 
 from ediffi_jax.data.folders import folder_at
 from ediffi_jax.data.prepare import tables
@@ -82,8 +83,6 @@ def plan(split: str, shares: Iterable[Share], fingerprint: str, shard_mb: float)
 
 def features(settings: Settings) -> Any:
     """What a record has."""
-    import tensorflow_datasets as tfds
-
     side = settings.resolution
     every = {"captions": tfds.features.Sequence(tfds.features.Text())} if settings.captions == "all" else {}
     return tfds.features.FeaturesDict(
@@ -97,13 +96,12 @@ def features(settings: Settings) -> Any:
 
 
 @functools.lru_cache(maxsize=4)
-def _serializer(settings: Settings) -> Any:
-    import tensorflow_datasets as tfds
-
+def serializer(settings: Settings) -> Any:
+    """What makes the bytes of a record from a row."""
     made = features(settings)
-    serializer = tfds.core.example_serializer.ExampleSerializer(made.get_serialized_info())
+    examples = tfds.core.example_serializer.ExampleSerializer(made.get_serialized_info())
     # A record's features are a map, which processes would write in orders of their own.
-    return lambda row: serializer.get_tf_example(made.encode_example(row)).SerializeToString(deterministic=True)
+    return lambda row: examples.get_tf_example(made.encode_example(row)).SerializeToString(deterministic=True)
 
 
 def write(shard: Shard, records: str, chosen: str, out: str, held_out_below: float, settings: Settings) -> str:
@@ -118,7 +116,7 @@ def write(shard: Shard, records: str, chosen: str, out: str, held_out_below: flo
     """
     from array_record.python import array_record_module
 
-    serialize = _serializer(settings)
+    serialize = serializer(settings)
 
     def fill(path: Path) -> None:
         writer = array_record_module.ArrayRecordWriter(str(path), WRITING)
@@ -162,8 +160,6 @@ def _rows(
 
 def describe(out: str, shards: Sequence[Shard], fingerprint: str, settings: Settings, description: str) -> None:
     """Writes features.json and then dataset_info.json, with which the data set is there. Raises PrepareError."""
-    import tensorflow_datasets as tfds
-
     folder = folder_at(out)
     name = dataset_name(fingerprint)
     identity = tfds.core.dataset_info.DatasetIdentity(
