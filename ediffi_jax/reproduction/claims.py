@@ -9,7 +9,7 @@ from ediffi_jax.errors import nearest
 from ediffi_jax.reproduction.claim import Claim
 from ediffi_jax.reproduction.study import StudyError
 
-NAMES = ()
+NAMES = ("embeddings", "paint", "style")
 
 
 def chosen(names: Sequence[str] | None = None) -> list[Claim]:
