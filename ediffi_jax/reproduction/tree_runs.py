@@ -152,8 +152,8 @@ def described(study: Study) -> str:
         f" {size.more:,} more images for the experts together, or for the same model going on. Each expert gets images"
         " in proportion to its interval's mass (an eighth of them for an eighth of the noise levels), so every noise"
         " level sees as many images whatever the tree; the learning rate falls to 0 over the second half of each."
-        f" Held-out loss: EMA weights, {size.held_out} pictures at {size.quantiles} noise levels, the same noise for all"
-        f" models of a seed. Pictures: DEIS rho-AB 3, 16 steps; FID and CLIP score of {size.drawn} scenes against"
+        f" Held-out loss: EMA weights, {size.held_out} pictures at {size.quantiles} noise levels, the same noise for"
+        f" all models of a seed. Pictures: DEIS rho-AB 3, 16 steps; FID and CLIP score of {size.drawn} scenes against"
         f" {size.real} real ones. A seed is a new training, new prompts and new noise."
     )
 
