@@ -36,7 +36,7 @@ KINDS = ("short", "long")
 CONDITIONS = {"T5 + CLIP": ("t5", "clip_text"), "T5 only": ("t5",), "CLIP only": ("clip_text",)}
 BOTH, T5, CLIP = CONDITIONS
 PARTS = tuple(name for name in ATTRIBUTES if name != "relation")  # these captions name none
-SIZES = {"seconds": 2, "minutes": 24, "hours": 150}  # captions of a kind and seed
+SIZES = {"seconds": 2, "minutes": 24, "hours": 300}  # captions of a kind and seed
 
 Asked = tuple[str, scenes.Scene]
 Parts = Mapping[tuple[int, str, str], Mapping[str, Any]]  # (seed, kind, condition) -> what was measured

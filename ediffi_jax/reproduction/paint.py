@@ -17,7 +17,7 @@ from ediffi_jax.reproduction.study import Study
 
 LOW = 0.3
 WEIGHTS = (0.0, LOW, 0.6, PAINT_WEIGHT, 2.4)
-SIZES = {"seconds": 3, "minutes": 24, "hours": 120}  # prompts a seed, each with two painted objects
+SIZES = {"seconds": 3, "minutes": 24, "hours": 150}  # prompts a seed, each with two painted objects
 SHARES = {
     "inside": "centre in its mask, of objects",
     "right": "colour and shape right, of objects",

@@ -23,7 +23,7 @@ from ediffi_jax.reproduction.study import Study
 PIXELS = 64  # from which on styles can be read
 REFERENCE_PIXELS = 256
 MARGIN = 0.1  # of content that may be lost: ours, the paper has no number
-SIZES = {"seconds": 1, "minutes": 4, "hours": 16}  # references of each style and seed
+SIZES = {"seconds": 1, "minutes": 4, "hours": 20}  # references of each style and seed
 WITH, WITHOUT = "with", "without"
 SHARES = {
     "recognised": "style of the reference recognised",
