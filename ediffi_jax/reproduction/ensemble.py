@@ -6,15 +6,12 @@ import dataclasses
 
 import numpy as np
 
-from ediffi_jax import figures
 from ediffi_jax.evaluation import curve_picture
 from ediffi_jax.evaluation.quantile_loss import midpoints
 from ediffi_jax.reproduction import tree_measures, tree_runs
 from ediffi_jax.reproduction.claim import Claim, Finding, Picture, Result, Table
 from ediffi_jax.reproduction.study import Study
 from ediffi_jax.reproduction.tree_measures import GUIDANCE, PARTS, point_at, share_right
-
-plt = figures.pyplot("launch.reproduce", "eval")
 
 SINGLE, ENSEMBLE = "single", "extremes"
 MODELS = tuple((regime, tree) for regime in tree_runs.REGIMES for tree in (SINGLE, ENSEMBLE))
@@ -56,7 +53,7 @@ def run(study: Study) -> Result:
 
 
 def _compared(study: Study, losses: dict, drawn: dict, right: dict, regime: str, w: float) -> list[Finding]:
-    """Ensemble against single model: loss, FID, what is right; then loss by interval, and what is right by part."""
+    """From single model to ensemble: loss, FID, what is right; then loss by interval, and what is right by part."""
     size = tree_runs.SIZES[study.budget]
     curves = list(zip(losses[regime, SINGLE], losses[regime, ENSEMBLE], strict=True))
     told = list(zip(drawn[regime, SINGLE], drawn[regime, ENSEMBLE], strict=True))
@@ -64,17 +61,19 @@ def _compared(study: Study, losses: dict, drawn: dict, right: dict, regime: str,
 
     def loss(span: str, low: float, high: float) -> Finding:
         values = tuple(tree_measures.change(a, b, low, high) for a, b in curves)
-        return Finding(what=f"{regime}: change of held-out loss, {span}, %", values=values, n=size.held_out, digits=2)
+        return Finding(
+            what=f"branched {regime}: change of held-out loss, {span}, %", values=values, n=size.held_out, digits=2
+        )
 
     def accuracy(what: str, part: str) -> Finding:
         values = tuple(share_right(b, w, part) - share_right(a, w, part) for a, b in read)
-        what = f"{regime}: difference of {what} at w = {w:g}, percentage points"
+        what = f"branched {regime}: difference of {what} at w = {w:g}, percentage points"
         return Finding(what=what, values=values, n=size.prompts, digits=1)
 
     fids = tuple(point_at(b, w)["fid"] - point_at(a, w)["fid"] for a, b in told)
     return [
         loss("all noise levels", 0.0, 1.0),
-        Finding(what=f"{regime}: difference of FID at w = {w:g}", values=fids, n=size.drawn, digits=2),
+        Finding(what=f"branched {regime}: difference of FID at w = {w:g}", values=fids, n=size.drawn, digits=2),
         accuracy("accuracy (mean of the scorer's four parts)", ""),
         *(loss(f"quantiles {low:g} to {high:g}", low, high) for low, high in SPANS),
         *(accuracy(f"{part} right", part) for part in PARTS),
@@ -138,13 +137,11 @@ def _picture_table(study: Study, drawn: dict, right: dict) -> Table:
 
 
 def _draw_losses(study: Study, losses: dict) -> None:
-    figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+    lines = {}
     for regime in tree_runs.REGIMES:
         pairs = zip(losses[regime, SINGLE], losses[regime, ENSEMBLE], strict=True)
-        tree_measures.draw_changes(axes, [100 * (second / first - 1) for first, second in pairs], f"branched {regime}")
-    tree_measures.finish_changes(axes, tree_runs.TREES[ENSEMBLE], tree_runs.NOISE)
-    figure.savefig(study.folder / "loss.png", dpi=110)
-    plt.close(figure)
+        lines[f"branched {regime}"] = [100 * (second / first - 1) for first, second in pairs]
+    tree_measures.draw_changes(study.folder / "loss.png", lines, tree_runs.TREES[ENSEMBLE])
 
 
 CLAIM = Claim(

@@ -7,25 +7,29 @@ of held-out prompts (two objects in a combination that training never showed, in
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ediffi_jax import figures
 from ediffi_jax.data import scenes
 from ediffi_jax.evaluation import inputs, protocols, tradeoff
 from ediffi_jax.evaluation.curves import Curve, Point
 from ediffi_jax.evaluation.quantile_loss import midpoints, quantile_loss
 from ediffi_jax.evaluation.quickstart import held_out
 from ediffi_jax.evaluation.scenes_accuracy import accuracy
-from ediffi_jax.noise import LogNormal
 from ediffi_jax.reproduction import tree_runs
 from ediffi_jax.reproduction.study import Study
+
+plt = figures.pyplot("launch.reproduce", "eval")
 
 GUIDANCE = (0.0, 1.0, 2.0, 4.0)
 SAMPLER = {"sampler": "deis_ab3", "steps": 16, "batch_size": 100}  # one evaluation a step
 PARTS = ("count", "colours", "shapes", "relation")  # that the scorer reads
 RESOLUTION, RENDERED = 16, 64  # of the models; of the pictures that the data are made from
+TICKS = (0.01, 0.125, 0.25, 0.5, 0.75, 0.99)  # quantiles whose noise levels pictures name
 
 
 def losses(study: Study, seed: int, regime: str, tree: str) -> np.ndarray:
@@ -124,25 +128,30 @@ def best_guidance(curve: Curve) -> float:
     return min(curve.guidance, key=lambda w: curve.mean("fid", w))
 
 
-def draw_changes(axes: Any, changes: Sequence[np.ndarray], label: str) -> None:
-    """A line of percent over noise levels, the mean of the repetitions, in a band of ± one standard deviation."""
-    rows = np.array(changes)
-    mean, quantiles = rows.mean(axis=0), midpoints(rows.shape[1])
-    (line,) = axes.plot(quantiles, mean, linewidth=1.4, label=label)
-    if len(rows) > 1:
-        spread = rows.std(axis=0, ddof=1)
-        axes.fill_between(quantiles, mean - spread, mean + spread, alpha=0.2, color=line.get_color(), linewidth=0)
+def draw_changes(path: Path, lines: Mapping[str, Sequence[np.ndarray]], cuts: Sequence[float] = ()) -> None:
+    """Draws changes of held-out loss over noise levels: means of the repetitions, in bands of ± one deviation.
 
-
-def finish_changes(axes: Any, cuts: Sequence[float], noise: LogNormal) -> None:
-    """Axes, with the noise levels above them and dashed lines at cuts."""
+    Args:
+        path: of the picture.
+        lines: label -> for each repetition the change at each noise level, percent.
+        cuts: where to draw dashed lines.
+    """
+    figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
+    for label, changes in lines.items():
+        rows = np.array(changes)
+        mean, quantiles = rows.mean(axis=0), midpoints(rows.shape[1])
+        (line,) = axes.plot(quantiles, mean, linewidth=1.4, label=label)
+        if len(rows) > 1:
+            spread = rows.std(axis=0, ddof=1)
+            axes.fill_between(quantiles, mean - spread, mean + spread, alpha=0.2, color=line.get_color(), linewidth=0)
     axes.axhline(0, color="black", linewidth=0.8)
     for cut in cuts:
         axes.axvline(cut, color="grey", linestyle="--", linewidth=0.8)
-    axes.set(xlim=(0, 1), xlabel="quantile of p(σ)", ylabel="change of held-out loss against the single model, %")
+    axes.set(xlim=(0, 1), xlabel="quantile of p(σ)", ylabel="change of loss against the single model, %")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
     above = axes.secondary_xaxis("top")
-    ticks = (0.01, 0.125, 0.25, 0.5, 0.75, 0.99)
-    above.set_xticks(ticks, [f"{float(noise.quantile(np.float32(tick))):.2g}" for tick in ticks])
+    above.set_xticks(TICKS, [f"{float(tree_runs.NOISE.quantile(np.float32(tick))):.2g}" for tick in TICKS])
     above.set_xlabel("σ")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

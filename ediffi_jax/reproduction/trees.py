@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ediffi_jax import figures
 from ediffi_jax.evaluation import curve_picture
 from ediffi_jax.reproduction import tree_measures, tree_runs
 from ediffi_jax.reproduction.claim import Claim, Finding, Picture, Result, Table
 from ediffi_jax.reproduction.study import Study
 from ediffi_jax.reproduction.tree_measures import change, point_at
-
-plt = figures.pyplot("launch.reproduce", "eval")
 
 NAMES = {
     "single": "single model",
@@ -72,11 +69,9 @@ def _findings(study: Study, losses: dict[str, list[np.ndarray]]) -> tuple[Findin
 def _table(losses: dict, drawn: dict, best: float) -> Table:
     rows = []
     for tree, name in NAMES.items():
-        against = [zip(losses["single"], losses[tree], strict=True) for _ in QUARTERS]
-        cells = [
-            f"{np.mean([change(a, b, low, high) for a, b in pairs]):+.2f}".replace("-", "−")
-            for (low, high), pairs in zip(QUARTERS, against, strict=True)
-        ]
+        pairs = list(zip(losses["single"], losses[tree], strict=True))
+        changes = [np.mean([change(a, b, low, high) for a, b in pairs]) for low, high in QUARTERS]
+        cells = [f"{value:+.2f}".replace("-", "−") for value in changes]
         points = [point_at(told, best) for told in drawn[tree]]
         cells += [f"{np.mean([p['fid'] for p in points]):.1f}", f"{np.mean([p['clip_score'] for p in points]):.3f}"]
         rows.append((name, *cells))
@@ -89,13 +84,11 @@ def _table(losses: dict, drawn: dict, best: float) -> Table:
 
 
 def _draw_losses(study: Study, losses: dict[str, list[np.ndarray]]) -> None:
-    figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+    lines = {}
     for tree in list(NAMES)[1:]:
         pairs = zip(losses["single"], losses[tree], strict=True)
-        tree_measures.draw_changes(axes, [100 * (b / a - 1) for a, b in pairs], NAMES[tree])
-    tree_measures.finish_changes(axes, (), tree_runs.NOISE)
-    figure.savefig(study.folder / "loss.png", dpi=110)
-    plt.close(figure)
+        lines[NAMES[tree]] = [100 * (second / first - 1) for first, second in pairs]
+    tree_measures.draw_changes(study.folder / "loss.png", lines)
 
 
 CLAIM = Claim(
