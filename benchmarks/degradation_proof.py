@@ -77,24 +77,6 @@ def remembered(path: Path, make: Callable[[], Pictures]) -> Pictures:
     return np.load(path)
 
 
-def enlarge(stage: Any, conditioning: Any, low: Pictures) -> Pictures:
-    """Pictures of the stage, each from its own noise."""
-    import jax
-
-    from ediffi_jax.cascade import to_uint8
-    from ediffi_jax.stage import image_keys
-
-    made = []
-    for start in range(0, len(low), BATCH_SIZE.value):
-        rows = np.minimum(np.arange(start, start + BATCH_SIZE.value), len(low) - 1)  # one shape, compiled once
-        keys = image_keys(np.uint32(SEED.value), rows.astype(np.uint32), stage_index=1)
-        x = stage.sample(
-            jax.tree.map(lambda leaf: leaf[rows], conditioning), keys, low_res=low[rows] / np.float32(127.5) - 1
-        )  # noqa: B023
-        made.append(to_uint8(np.asarray(x)))
-    return np.concatenate(made)[: len(low)]
-
-
 def show(told: dict[str, Any], fed: str) -> None:
     """A line for each model and difference."""
     print(f"fed {fed}:")
@@ -113,7 +95,7 @@ def main(argv: list[str]) -> None:
     from ediffi_jax.data.views import shrink
     from ediffi_jax.errors import nearest
     from ediffi_jax.evaluation import style_recognition
-    from ediffi_jax.evaluation.enlarged import measure, summarise
+    from ediffi_jax.evaluation.enlarged import enlarge, measure, reference, summarise
 
     for name in DEGRADE.value:
         if name not in ("none", *PRESETS):
@@ -131,10 +113,9 @@ def main(argv: list[str]) -> None:
         "truth": np.stack([shrink(picture, small) for picture in truth]),
     }
     standard = style_recognition.trained()
-    others = [scene for _, scene in scenes.heldout_prompts(2 * NUMBER.value, SEED.value + 1)]
-    reference = np.stack([style_recognition.features(scenes.render(scene, side)) for scene in others])
-    reference = (reference - standard.mean) / standard.scale
+    expected = reference(2 * NUMBER.value, SEED.value + 1, side, standard)
     conditioning = cascade.encoders.encode(list(prompts))
+    noise = {"seed": SEED.value, "batch_size": BATCH_SIZE.value}
     names = ("degrade", "stage", "start", "steps", "num_scenes", "number", "base_steps", "seed")
     report: dict[str, Any] = {
         "settings": {name: FLAGS[name].value for name in names},
@@ -145,12 +126,13 @@ def main(argv: list[str]) -> None:
         known = truth if source == "truth" else None
         measured = {}
         for name, stage in models.items():
-            made = remembered(out / f"{name}_from_{source}.npy", lambda: enlarge(stage, conditioning, low))  # noqa: B023
+            kept = out / f"{name}_from_{source}.npy"
+            made = remembered(kept, lambda: enlarge(stage, conditioning, low, **noise))  # noqa: B023
             measured[name] = measure(made, wanted, low, known, standard)
             shown += [*made[:8]] if source == "base" else []
         if source == "truth":
             measured["renders"] = measure(truth, wanted, low, known, standard)
-        report[f"from_{source}"] = summarise(measured, reference, plain=DEGRADE.value[0])
+        report[f"from_{source}"] = summarise(measured, expected, plain=DEGRADE.value[0])
         show(report[f"from_{source}"], source)
         (out / "degradation_proof.json").write_text(json.dumps(report, indent=1))
     pictures.write_png(out / "degradation_proof.png", pictures.contact_sheet(shown, columns=min(8, len(prompts))))

@@ -1,4 +1,4 @@
-"""Enlarged pictures of scenes, compared model with model: right or wrong, like renders or not, true to colours.
+"""Enlarged pictures of scenes, made, and compared model with model: right or wrong, like renders, true to colours.
 
 The distance is the squared Fréchet distance of two Gaussians with diagonal covariance, a feature, over the
 standardised statistics of `style_recognition.py`. Intervals are the middle 95 % of bootstrap draws of the pictures, the
@@ -12,13 +12,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from ediffi_jax.data.scenes import Scene, score
+from ediffi_jax.cascade import to_uint8
+from ediffi_jax.conditioning import Conditioning
+from ediffi_jax.data.scenes import Scene, heldout_prompts, render, score
 from ediffi_jax.evaluation import style_recognition
 from ediffi_jax.evaluation.scenes_accuracy import colour_drift, flat_regions
 from ediffi_jax.evaluation.style_recognition import StyleClassifier
+from ediffi_jax.stage import Stage, image_keys
 
 Pictures = UInt8[np.ndarray, "n r r 3"]
 DRAWS = 2000
@@ -40,6 +44,31 @@ class Measured:
     features: Float[np.ndarray, "n f"]
     bias: Float[np.ndarray, "n 3"]
     error: Float[np.ndarray, "n"]
+
+
+def enlarge(stage: Stage, conditioning: Conditioning, low: Pictures, *, seed: int, batch_size: int) -> Pictures:
+    """Pictures [n, r, r, 3] of a super-resolution stage, each from the noise that a cascade would give it.
+
+    Args:
+        stage: the second of a cascade.
+        conditioning: rows [n, ...].
+        low: uint8 [n, r', r', 3].
+        seed: of the noise.
+        batch_size: pictures at a time.
+    """
+    made = []
+    for start in range(0, len(low), batch_size):
+        rows = np.minimum(np.arange(start, start + batch_size), len(low) - 1)  # one shape, compiled once
+        keys = image_keys(np.uint32(seed), rows.astype(np.uint32), stage_index=1)
+        cond = jax.tree.map(lambda leaf: leaf[rows], conditioning)  # noqa: B023 (used at once)
+        made.append(to_uint8(np.asarray(stage.sample(cond, keys, low_res=low[rows] / np.float32(127.5) - 1))))
+    return np.concatenate(made)[: len(low)]
+
+
+def reference(number: int, seed: int, side: int, standard: StyleClassifier) -> Float[np.ndarray, "n f"]:
+    """Standardised features of renders of held-out scenes: what pictures should look like."""
+    renders = [render(scene, side) for _, scene in heldout_prompts(number, seed)]
+    return (np.stack([style_recognition.features(picture) for picture in renders]) - standard.mean) / standard.scale
 
 
 def measure(
