@@ -218,7 +218,7 @@ def _how(size: Size) -> str:
         f" and in sampling. Each enlarges the same pictures that the bundled base drew of {size.prompts} held-out"
         " prompts a seed, as released (3-kutta, 16 steps, w = 2), hastily (Euler, 6 steps, w = 2) and over-guided (AB"
         " 3, 8 steps, w = 6), and true reductions, from the same noise. Distance: Fréchet, diagonal, of picture"
-        f" statistics to those of renders of {2 * size.prompts} other scenes. Right: the exact scorer finds all that was"
+        f" statistics to those of renders of {2 * size.prompts} other scenes. Right: the scorer finds all that was"
         f" asked for; it decides only where the clean network is right in less than {SATURATED:.0%}. Bias: against the"
         " pictures that were enlarged, on flat regions."
     )
