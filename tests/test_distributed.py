@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import numpy as np
 import pytest
@@ -61,7 +67,7 @@ def test_incomplete_flags(given: tuple, message: str) -> None:
 
 
 def test_a_machine_where_nobody_is_found(monkeypatch) -> None:
-    def initialize(*args: object) -> None:
+    def initialize(*args: object, **options: object) -> None:
         raise ValueError("coordinator_address should be defined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
@@ -69,3 +75,24 @@ def test_a_machine_where_nobody_is_found(monkeypatch) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         distributed.connect()
     assert "\n" not in str(caught.value)
+
+
+def alone(coordinator: str, process_id: int) -> tuple[int, str]:
+    """A process of its own, one of two of which the other never comes."""
+    code = f"from ediffi_jax.training import distributed; distributed.connect({coordinator!r}, 2, {process_id}, wait=3)"
+    variables = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    ended = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=120)
+    return ended.returncode, ended.stderr
+
+
+def test_peers_that_do_not_come_ask_for_a_restart_and_a_wrong_address_does_not() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    cases = [(f"127.0.0.1:{port}", 0), (f"127.0.0.1:{port + 1}", 1), (f"127.0.0.2.invalid:{port + 2}", 0)]
+    with ThreadPoolExecutor() as pool:
+        late, left, wrong = pool.map(lambda case: alone(*case), cases)
+    line = "error: --distributed: the other processes did not come (waited 3 s); another start may find them"
+    for code, err in (late, left):
+        assert code == 42 and [text for text in err.splitlines() if text.startswith("error")] == [line]
+    assert wrong[0] == 2 and f"--coordinator=127.0.0.2.invalid:{port + 2} does not lead to this machine" in wrong[1]
+    assert "Traceback" not in wrong[1] and "Check failure" not in wrong[1]
