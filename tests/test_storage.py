@@ -84,6 +84,26 @@ def test_a_disk_that_takes_no_more(tmp_path: Path, monkeypatch) -> None:
     check_whole(tmp_path, 3)
 
 
+def test_a_save_that_fails_in_the_background_is_noticed_at_the_next_logged_step(tmp_path: Path, monkeypatch) -> None:
+    class Failing:
+        def result(self) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    class Watch(Observer):
+        def tick(self, step: int) -> None:
+            time.sleep(0.2 if step == 51 else 0)
+            steps.append(step)
+
+    steps, make, config = [], loop.make_observers, small_config()
+    config.phases = ({"steps": 100, "cuts": (), "parents": ()},)
+    config.update({"save_every": 50, "log_every": 1, "eval_every": 0, "sample_every": 0})
+    monkeypatch.setattr(checkpoint.ocp, "save_checkpointables_async", lambda *args, **options: Failing())
+    monkeypatch.setattr(loop, "make_observers", lambda *args: [*make(*args), Watch()])
+    with pytest.raises(StorageError, match="checkpoints/50 cannot be written: .*No space left on device"):
+        loop.train(config, tmp_path)
+    assert steps[-1] == 51
+
+
 def test_a_full_disk(tmp_path: Path, monkeypatch) -> None:
     """A real file system of one megabyte, where we may mount one."""
     disk = tmp_path / "disk"

@@ -15,7 +15,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import flax
@@ -114,7 +116,7 @@ class Checkpoints:
         self.folder = folder_of(workdir)
         self._remote = stores.is_remote(self.folder)
         self._keep = keep
-        self._pending: Any = None
+        self._pending: Future[None] | None = None
         self._saving: Position | None = None
         logging.get_absl_logger().addFilter(_untold)
         self.last: Position | None = None
@@ -142,10 +144,15 @@ class Checkpoints:
             if old := committed(self.folder).get(position.step):
                 suffix = f".{commits.version(old)[1] + 1}" if self._remote else REPLACEMENT
                 path = self.folder / f"{position.step}{suffix}"
-            self._pending = ocp.save_checkpointables_async(
+            response = ocp.save_checkpointables_async(
                 path, {"state": as_dict(state)}, overwrite=True, custom_metadata=dataclasses.asdict(position)
             )
-        self._saving = position
+        self._pending, self._saving = _awaited(response.result), position
+
+    def check(self) -> None:
+        """Waits for nothing, but raises as `wait` if the save in the background has failed already."""
+        if self._pending is not None and self._pending.done() and self._pending.exception():
+            self.wait()
 
     def wait(self) -> None:
         """Waits until the last save is on disk, then removes the oldest beyond `keep`. Raises as `save`."""
@@ -211,6 +218,20 @@ class Checkpoints:
         restored = newest_readable(self.folder, read)
         self.last = None if restored is None else restored[1]
         return restored
+
+
+def _awaited(result: Callable[[], None]) -> Future[None]:
+    """What becomes of a save, which Orbax tells only to who waits for it."""
+    future: Future[None] = Future()
+
+    def wait() -> None:
+        try:
+            future.set_result(result())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=wait, name="save", daemon=True).start()
+    return future
 
 
 def _untold(record: Any) -> bool:

@@ -200,7 +200,12 @@ class PhaseLoop:
         self.session.rollbacks.refuse(what, bad, good, where)
 
     def log(self, position: Position) -> None:
-        """Writes the mean of each metric since the last time, per expert, and the speed; if the workdir is ours."""
+        """Writes the mean of each metric since the last time, per expert, and the speed.
+
+        Raises:
+            TrainingError: the workdir is no longer ours.
+            StorageError, RestartError: the save in the background has failed.
+        """
         self.read()
         row: dict[str, float] = {}
         for name in ("loss", "grad_norm"):
@@ -212,6 +217,7 @@ class PhaseLoop:
         if "images_per_s" in row:
             row["eta_s"] = self.images_left(position) / row["images_per_s"]
         self.session.owner.check()
+        self.checkpoints.check()
         self.write(position.step, row)
         self.chrono.restart()
 
