@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from prepare_inputs import TinyCaptions, encoded, pairs, photo, rows, settings, write
 
+from ediffi_jax import stores
 from ediffi_jax.data import views
 from ediffi_jax.data.loader import make_loader
 from ediffi_jax.data.prepare import crops, sources
@@ -261,6 +262,42 @@ def test_a_tfds_data_set_with_all_its_captions_trains_on_all(tmp_path: Path) -> 
     assert all(caption.startswith("caption 0 of") for caption in held.captions(0))
     again = make_loader({**data, "captions": 3}, split="train", seed=0, num_experts=1, batch_size=4)
     assert again.captions(0) == again.captions(0)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"location": "nowhere"}, "--input=nowhere does not exist"),
+        ({"runner": "FlinkRuner"}, "--runner=FlinkRuner"),
+        ({"given": settings(exclude=["nowhere"])}, "--exclude=nowhere cannot be read"),
+    ],
+)
+def test_what_is_refused_leaves_no_folder(photos: Path, tmp_path: Path, words: dict, message: str) -> None:
+    location, given, runner = words.get("location", photos), words.get("given", settings()), words.get("runner")
+    running = {"runner": runner} if runner else {}
+    with pytest.raises(PrepareError, match=message):
+        where = {"data_dir": "", "split": "train", "keep_work": True}
+        preparation_report.prepare(str(location), str(tmp_path / "set"), given, running, **where)
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_store_that_falls_silent_is_no_damage_of_the_pictures(store, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv(stores.TIMEOUT_VARIABLE, "1")
+    for file in write(tmp_path / "photos", pairs(range(6))).rglob("*.*"):
+        store.put(f"bucket/photos/{file.relative_to(tmp_path / 'photos').as_posix()}", file.read_bytes())
+    store.hangs = re.compile("p0003.*alt=media")
+    with pytest.raises(stores.SilentStoreError, match="gs://bucket/photos: the store did not answer within 1 s"):
+        prepare("gs://bucket/photos", tmp_path / "set")
+    store.hangs = None
+    assert prepare("gs://bucket/photos", tmp_path / "set").report["records"] == 6 and store.refused == []
+
+
+def test_a_data_set_in_a_bucket_is_an_input(prepared: Path, store, tmp_path: Path) -> None:
+    for file in (file for file in prepared.iterdir() if file.is_file()):
+        store.put(f"bucket/set/{file.name}", file.read_bytes())
+    made = prepare("gs://bucket/set", tmp_path / "again", split="validation")
+    assert made.report["records"] == len(rows(prepared, "validation")) and store.refused == []
+    assert not [name for name in store.sent if "-train.array_record" in name]
 
 
 def test_to_an_object_store_and_trained_from_there(photos: Path, prepared: Path, bucket) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from ediffi_jax import errors
+from ediffi_jax import copies, errors
 from ediffi_jax.data.prepare.reasons import PrepareError, Rejection
 from ediffi_jax.data.prepare.settings import Settings
 from ediffi_jax.data.prepare.sources import UNIT_RECORDS, Item, Unit, make_unit, meta_fields
@@ -49,7 +49,12 @@ def units_of_builder(name: str, split: str, data_dir: str) -> list[Unit]:
 
 
 def units_of_folder(folder: epath.Path, split: str) -> list[Unit]:
-    """Units of a prepared data set's split. Raises PrepareError: no such split, or another file format."""
+    """Units of a prepared data set's split; one in an object store is copied to this machine first.
+
+    Raises:
+        PrepareError: no such split, or another file format.
+        StoreError: it cannot be copied here.
+    """
     source, image = _open(os.fspath(folder), split)
     about = hashlib.sha256((folder / "dataset_info.json").read_bytes()).hexdigest()
     spec = {"folder": os.fspath(folder), "split": split, "image": image}
@@ -63,7 +68,9 @@ def _open(folder: str, split: str) -> tuple[Sequence[Any], str]:
     """The records of a split with pictures still encoded, and the name of the image feature."""
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(folder)
+    # ArrayRecord does not reliably read objects.
+    here = copies.local(folder, lambda name: "array_record" not in name or f"-{split}.array_record" in name)
+    builder = tfds.builder_from_directory(here)
     images = [name for name, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)]
     if not images:
         raise PrepareError(f"the data set in {folder!r} has no image among its features")

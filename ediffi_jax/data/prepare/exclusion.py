@@ -16,10 +16,10 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from etils import epath
 from jaxtyping import Bool, UInt64
 
-from ediffi_jax.data.folders import folder_at
+from ediffi_jax import stores
+from ediffi_jax.data.folders import client, folder_at
 from ediffi_jax.data.prepare import hashing, sources
 from ediffi_jax.data.prepare.decode import Decoder
 from ediffi_jax.data.prepare.reasons import PrepareError, Rejection
@@ -52,7 +52,8 @@ def load(paths: tuple[str, ...]) -> Listed:
     shas, phashes = set(), set()
     for path in paths:
         try:
-            lines = epath.Path(path).expanduser().read_text().splitlines()
+            with client(path):
+                lines = stores.at(path).expanduser().read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise PrepareError(f"--exclude={path} cannot be read: {error}") from error
         for number, line in enumerate(lines, 1):
@@ -100,7 +101,7 @@ def write(location: str, out: str, settings: Settings, *, data_dir: str = "", sp
     lines = [line for line in found if line]
     if not lines:
         raise PrepareError(f"no picture in {location!r} could be read; nothing to list")
-    path = epath.Path(out).expanduser()
+    path = stores.at(out).expanduser()
     text = "".join(f"{line}\n" for line in ("# sha256, perceptual hash, where it was", *lines))
     text = text.encode("utf-8", "backslashreplace")
     try:

@@ -10,6 +10,7 @@ from typing import Any
 
 from etils import epath
 
+from ediffi_jax import copies, stores
 from ediffi_jax.data.folders import is_remote
 from ediffi_jax.data.prepare import captions, decode
 from ediffi_jax.data.prepare.reasons import PrepareError, Rejection
@@ -35,13 +36,11 @@ def units(root: epath.Path) -> list[Unit]:
 
 
 def files(root: epath.Path) -> Iterator[tuple[str, list[Any]]]:
-    """(path below root, [size, time]) of every file whose path has no part that begins with a dot."""
+    """(path below root, [size, time or generation]) of every file whose path has no part that begins with a dot."""
     if is_remote(root):
-        base = len(os.fspath(root).rstrip("/")) + 1
-        for path in root.glob("**/*"):
-            name = os.fspath(path)[base:]
-            if not path.is_dir() and not any(part.startswith(".") for part in name.split("/")):
-                yield name, [path.stat().length, repr(path.stat().mtime)]
+        listing = copies.Listing.read(root, lambda name: not any(part.startswith(".") for part in name.split("/")))
+        for name, seen in listing.objects.items():
+            yield name, list(seen)
         return
     for folder, inner, names in os.walk(root):
         inner[:] = [name for name in inner if not name.startswith(".")]
@@ -58,7 +57,7 @@ def files(root: epath.Path) -> Iterator[tuple[str, list[Any]]]:
 
 def read(spec: Mapping[str, Any], settings: Settings) -> Iterator[Item]:
     """One item for each picture, and one for each file that belongs to none."""
-    root = epath.Path(spec["root"])
+    root = stores.at(spec["root"])
     for stem, suffixes in spec["stems"]:
         pictures = [suffix for suffix in suffixes if suffix.lower() in decode.EXTENSIONS]
         for suffix in suffixes:
@@ -72,16 +71,21 @@ def read(spec: Mapping[str, Any], settings: Settings) -> Iterator[Item]:
 def _item(root: epath.Path, stem: str, suffix: str, beside: list[str], settings: Settings) -> Item:
     name = stem + suffix
     try:
-        encoded = (root / name).read_bytes()
+        with stores.reaching(root):  # a store that fails is no damage of the picture's
+            encoded = (root / name).read_bytes()
     except OSError as error:
         return Item(id=stem, source=name, problem=Rejection("image_missing", error.strerror or str(error)))
     item = Item(id=stem, source=name, encoded=encoded, name=name)
     try:
         fields: dict[str, Any] = {}
         if ".json" in beside:
-            fields = meta_fields(captions.from_json((root / f"{stem}.json").read_bytes()), settings)
+            with stores.reaching(root):
+                content = (root / f"{stem}.json").read_bytes()
+            fields = meta_fields(captions.from_json(content), settings)
         if ".txt" in beside:
-            lines = captions.decode((root / f"{stem}.txt").read_bytes()).splitlines()
+            with stores.reaching(root):
+                content = (root / f"{stem}.txt").read_bytes()
+            lines = captions.decode(content).splitlines()
             fields["captions"] = tuple(line for line in lines if line.strip()) or fields.get("captions", ())
         return dataclasses.replace(item, **fields)
     except Rejection as rejection:

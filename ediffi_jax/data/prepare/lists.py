@@ -18,7 +18,7 @@ import pyarrow
 import pyarrow.parquet as pq
 from etils import epath
 
-from ediffi_jax import errors
+from ediffi_jax import errors, stores
 from ediffi_jax.data.prepare.reasons import PrepareError, Rejection
 from ediffi_jax.data.prepare.settings import Settings
 from ediffi_jax.data.prepare.sources import Item, Unit, cut, make_unit, meta_fields, stamp
@@ -96,7 +96,7 @@ def _rows(path: epath.Path) -> Iterator[dict[str, Any]]:
 
 def read(spec: Mapping[str, Any], settings: Settings) -> Iterator[Item]:
     """An item for each row."""
-    path = epath.Path(spec["list"])
+    path = stores.at(spec["list"])
     rows = spec.get("rows")
     first = 0
     if rows is None:
@@ -119,7 +119,9 @@ def _item(path: epath.Path, id: str, named: str, image: Any, row: Mapping[str, A
         held = image.get("bytes") if isinstance(image, dict) else image if isinstance(image, bytes) else None
         if held is None and not named:
             raise Rejection("image_missing", "the list names none")
-        held = (path.parent / named).read_bytes() if held is None else held
+        if held is None:
+            with stores.reaching(path):  # a store that fails is no damage of the picture's
+                held = (path.parent / named).read_bytes()
         item = dataclasses.replace(item, encoded=held)
         meta = {name: value for name, value in row.items() if value is not image}
         return dataclasses.replace(item, **meta_fields(meta, settings))

@@ -86,14 +86,16 @@ def prepare(
             or holds something else, networks that cannot score.
         EncoderError: networks that cannot be read.
     """
+    _check_apart(location, out)
+    running.check()
     seen = scoring.fingerprint(settings)
     each = digest([settings.each(), *seen]) if seen else settings.each()
-    folder = _open(location, out)
     units = sources.list_units(location, settings, data_dir=data_dir, split=split)
     if not units:
         raise PrepareError(f"--input={location} has no records")
     keys = [digest([each, unit.identity]) for unit in units]
     across = {**settings.across(), "exclude": exclusion.fingerprint(settings.exclude)}
+    folder = _open(out)
     _claim(folder, out, settings)
     wanted = digest([across, keys])
     if _is_complete(folder, wanted):
@@ -126,12 +128,16 @@ def prepare(
     return prepared
 
 
-def _open(location: str, out: str) -> Disk | ObjectStore:
-    """The folder of the data set. Raises PrepareError if it is part of the input, or cannot be written."""
+def _check_apart(location: str, out: str) -> None:
+    """Raises PrepareError if the data set would be part of its input."""
     if "://" not in f"{location}{out}" and not location.startswith("tfds:"):
         below, above = os.path.realpath(out), os.path.realpath(location)
         if os.path.isdir(above) and os.path.commonpath([below, above]) == above:
             raise PrepareError(f"--out={out} is inside --input={location}; expected a folder beside it")
+
+
+def _open(out: str) -> Disk | ObjectStore:
+    """The folder of the data set, made if absent. Raises PrepareError if it cannot be written."""
     folder = folder_at(out)
     try:
         folder.make()

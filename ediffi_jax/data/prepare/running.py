@@ -16,10 +16,13 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
+from ediffi_jax import stores
 from ediffi_jax.data.prepare.reasons import PrepareError
+from ediffi_jax.data.views import LoaderError
 
 DIRECT = "direct"
-_OURS = re.compile(r"^(?:[\w.]+\.)?(?:PrepareError|LoaderError): (.*?)(?: \[while running .*)?$", re.M)
+_OURS = {error.__name__: error for error in (PrepareError, LoaderError, stores.StoreError, stores.SilentStoreError)}
+_TOLD = re.compile(rf"^(?:[\w.]+\.)?({'|'.join(_OURS)}): (.*?)(?: \[while running .*)?$", re.M)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,10 @@ class Running:
     workers: int = 0
     every: float = 10
     say: Callable[[str], None] = lambda line: print(line, flush=True)
+
+    def check(self) -> None:
+        """Raises PrepareError for a runner that Beam does not know."""
+        self.pipeline()
 
     def pipeline(self) -> beam.Pipeline:
         """A pipeline to fill. Raises PrepareError for a runner that Beam does not know."""
@@ -63,6 +70,7 @@ class Running:
 
         Raises:
             PrepareError: a task said so, or the runner gave up.
+            LoaderError, StoreError, SilentStoreError: a task said so.
         """
         start = time.monotonic()
         with self._watched(watch, start):
@@ -71,8 +79,9 @@ class Running:
                     pipeline.run().wait_until_finish()
             except Exception as error:  # runners wrap what tasks raise in types of their own
                 text = f"{type(error).__name__}: {error}"
-                if ours := _OURS.findall(text):
-                    raise PrepareError(ours[-1]) from error
+                if told := _TOLD.findall(text):
+                    name, line = told[-1]
+                    raise _OURS[name](line) from error
                 if self.runner != DIRECT and "while running" not in text:  # no task of ours: the runner itself
                     raise PrepareError(f"--runner={self.runner} failed: {' '.join(text.split())[:300]}") from error
                 raise

@@ -13,13 +13,12 @@ import functools
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from ediffi_jax import encoders
+from ediffi_jax import copies, encoders
 from ediffi_jax.data.prepare.reasons import PrepareError
 from ediffi_jax.data.prepare.settings import Settings, digest
 from ediffi_jax.encoders import EncoderError, Encoders
@@ -123,13 +122,14 @@ def read_predictor(path: str) -> tuple[tuple[Matrix, Vector], ...]:
     """LAION's aesthetic predictor: `layers.N.weight` and `.bias` in the order of N, or one `weight` and `bias`.
 
     Args:
-        path: safetensors, or the published pickle (which needs torch, extra [convert]).
+        path: safetensors, or the published pickle (which needs torch, extra [convert]); on a disk or in a store.
 
     Raises:
         PrepareError: other tensors, or layers that do not follow each other to one number.
         EncoderError: an unreadable file.
+        StoreError: it cannot be copied here.
     """
-    file = Path(path).expanduser()
+    file = copies.local(path)
     if not file.is_file():
         raise EncoderError(f"{path}: no such file; expected the weights of an aesthetic predictor")
     stored = file.suffix == ".safetensors"

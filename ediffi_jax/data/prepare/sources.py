@@ -19,6 +19,7 @@ from typing import Any
 
 from etils import epath
 
+from ediffi_jax import stores
 from ediffi_jax.data.folders import client
 from ediffi_jax.data.prepare.captions import texts
 from ediffi_jax.data.prepare.reasons import PrepareError, Rejection
@@ -82,7 +83,7 @@ def list_units(location: str, settings: Settings, *, data_dir: str = "", split: 
     """
     if location.startswith("tfds:"):
         return _module("builders").units_of_builder(location.removeprefix("tfds:"), split, data_dir)
-    path = epath.Path(location).expanduser()
+    path = stores.at(location).expanduser()
     with client(path):
         return _units_at(path, location, settings, split)
 

@@ -8,8 +8,8 @@ import os
 from collections.abc import Sequence
 
 import apache_beam as beam
-from etils import epath
 
+from ediffi_jax import stores
 from ediffi_jax.data.folders import folder_at, inside
 from ediffi_jax.data.prepare import choose, examine, shards, sources, tables
 from ediffi_jax.data.prepare.running import Running
@@ -100,7 +100,7 @@ class Steps:
         for path in inside(self.out, "").glob("pairs_*"):
             if path.name not in names:
                 path.unlink(missing_ok=True)
-        for path in epath.Path(self.records).glob("*.parquet"):
+        for path in stores.at(self.records).glob("*.parquet"):
             if path.name.removesuffix(".parquet") not in keys:
                 path.unlink(missing_ok=True)
         for path in (inside(self.out, "work") / "chosen").glob("*"):

@@ -17,6 +17,7 @@ import pyarrow
 import pyarrow.parquet as pq
 from etils import epath
 
+from ediffi_jax import stores
 from ediffi_jax.data.prepare import captions, decode
 from ediffi_jax.data.prepare.reasons import Rejection
 from ediffi_jax.data.prepare.settings import Settings
@@ -39,7 +40,7 @@ def units(paths: list[epath.Path]) -> list[Unit]:
 
 def read(spec: Mapping[str, Any], settings: Settings) -> Iterator[Item]:
     """An item for each sample in the tar, then one for each that the Parquet lists and the tar lacks."""
-    path = epath.Path(spec["tar"])
+    path = stores.at(spec["tar"])
     listed, flaw = _listed(spec["parquet"])
     if flaw:
         yield Item(id=f"{path.name}#parquet", source=spec["parquet"], problem=Rejection("caption_unreadable", flaw))
@@ -47,7 +48,8 @@ def read(spec: Mapping[str, Any], settings: Settings) -> Iterator[Item]:
     samples = _samples(path)
     while True:
         try:
-            key, pieces = next(samples)
+            with stores.reaching(path):  # a store that fails is no damage of the tar's
+                key, pieces = next(samples)
         except StopIteration:
             break
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
@@ -71,7 +73,7 @@ def _listed(parquet: str) -> tuple[dict[str, dict[str, Any]], str]:
     if not parquet:
         return {}, ""
     try:
-        with epath.Path(parquet).open("rb") as file:
+        with stores.reaching(parquet), stores.at(parquet).open("rb") as file:
             rows = pq.read_table(file).to_pylist()
         return {str(row["key"]): row for row in rows if row.get("key") is not None}, ""
     except (OSError, pyarrow.ArrowInvalid, UnicodeDecodeError) as error:
