@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Array, Float, UInt8
 from tqdm.auto import tqdm
 
@@ -62,8 +63,8 @@ class Cascade:
 
     stages: tuple[Stage, ...]
     encoders: Encoders
-    folder: Path
-    encoders_folder: Path
+    folder: Path | epath.Path
+    encoders_folder: Path | epath.Path
     trained: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -173,7 +174,7 @@ class Cascade:
                     bar.update(count)
                 yield Batch(indices=indices[:count], images=images)
 
-    def save(self, out: str | os.PathLike, *, dtype: str = "float32", copy_encoders: bool = True) -> Path:
+    def save(self, out: str | os.PathLike, *, dtype: str = "float32", copy_encoders: bool = True) -> Path | epath.Path:
         """Writes the cascade as a release folder; see `release.write_release`."""
         return release.write_release(out, self.to_release(), dtype=dtype, copy_encoders=copy_encoders)
 
@@ -222,7 +223,7 @@ def load(
     """A cascade by its bundled name, or from a release folder or the workdir of a training run.
 
     Args:
-        name_or_path: e.g. "scenes", "path/to/release", "runs/base".
+        name_or_path: e.g. "scenes", "path/to/release", "runs/base", "gs://BUCKET/release".
         compute_dtype: "float32", "bfloat16", or "auto": bfloat16 where the hardware has it.
         devices: what to sample on; default all local accelerators, or one CPU device.
 
@@ -265,8 +266,8 @@ def from_release(
     return Cascade(
         stages=tuple(Stage(s, p, dtype, places) for s, p in zip(found.specs, found.params, strict=True)),
         encoders=coded,
-        folder=Path(folder),
-        encoders_folder=Path(found.encoders),
+        folder=release.place(folder),
+        encoders_folder=found.encoders,
         trained=found.trained,
     )
 

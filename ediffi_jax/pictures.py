@@ -14,7 +14,7 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
-from ediffi_jax import stores
+from ediffi_jax import copies, stores
 from ediffi_jax.errors import UserError
 
 SHEET_WIDTH = 2048  # a contact sheet is at most about this wide, pixels
@@ -139,15 +139,16 @@ def read_style(style: Any, size: int) -> UInt8[np.ndarray, "s s 3"]:
     """A style image as the image encoder wants it: RGB, its centre square, resized.
 
     Args:
-        style: a path, a PIL image, or a uint8 array [H, W, 3].
+        style: a path on a disk or in an object store, a PIL image, or a uint8 array [H, W, 3].
         size: height and width of the result.
 
     Raises:
         PictureError: an unreadable file, or an array of another shape or dtype.
+        StoreError: it cannot be copied here.
     """
     if isinstance(style, (str, os.PathLike)):
         try:
-            picture = Image.open(style)
+            picture = Image.open(copies.local(style))
             picture.load()
         except FileNotFoundError as error:
             raise PictureError(f"style image {str(style)!r} does not exist") from error

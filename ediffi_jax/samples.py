@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from ediffi_jax import stores
+from ediffi_jax import copies, stores
 from ediffi_jax.cascade import Batch, Cascade
 from ediffi_jax.pictures import PictureError, contact_sheet, make_folder, write_bytes, write_png
 from ediffi_jax.release import package_versions
@@ -39,7 +39,7 @@ def read_prompts(prompts: Sequence[str], file: str | os.PathLike | None) -> list
     lines: list[str] = []
     if file:
         try:
-            lines = Path(file).read_text(encoding="utf-8").splitlines()
+            lines = copies.local(file).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise CascadeError(f"cannot read prompts from {file}: {error}") from error
     found = [*prompts, *(line.strip() for line in lines if line.strip())]

@@ -23,14 +23,15 @@ ENCODER_ONLY = flags.DEFINE_bool("encoder_only", False, "Leave out T5's decoder,
 def main(overrides: list[str]) -> None:
     """Converts and says where."""
     refuse_overrides(overrides)
+    from ediffi_jax import stores
     from ediffi_jax.encoders.convert import convert
 
     folder = convert(
         INPUT.value, OUTPUT.value, max_shard_gb=MAX_SHARD_GB.value, dtype=DTYPE.value, encoder_only=ENCODER_ONLY.value
     )
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    size = sum(file.stat().length for file in stores.at(folder).glob("*.safetensors"))
     print(f"{size / 1e9:.2f} GB of safetensors in {folder}")
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, remote=("input", "output"))

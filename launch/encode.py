@@ -65,4 +65,4 @@ def main(overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _main.run(main, remote=("data", "out"))
+    _main.run(main, remote=("data", "encoders", "out"))

@@ -51,30 +51,30 @@ def main(overrides: list[str]) -> None:
     from ediffi_jax import cascade, pictures, samples
     from ediffi_jax.evaluation import curve_picture, curves, inputs, picture_folder, tradeoff
 
-    out = pictures.make_folder(OUT.value)
     if COMPARE.value:
-        print(curve_picture.write([curves.read(path) for path in COMPARE.value], out))
-        return
-    weights, seeds = inputs.weights(GUIDANCE.value), inputs.seeds(SEEDS.value)
+        return print(curve_picture.write([curves.read(path) for path in COMPARE.value], OUT.value))
     sampler, steps = samples.per_stage(SAMPLER.value, str, "sampler"), samples.per_stage(STEPS.value, int, "steps")
+    wishes = {"encoders": ENCODERS.value, "batch_size": BATCH_SIZE.value, "sampler": sampler, "steps": steps}
+    points = {"guidance": inputs.weights(GUIDANCE.value), "seeds": inputs.seeds(SEEDS.value)}
     found = picture_folder.read(GENERATED.value, NUM.value) if GENERATED.value else None
     num = len(found.files) if found else NUM.value or 300
     loaded = None if found else inputs.up_to(cascade.load(CASCADE.value), STAGE.value)
     resolution = found.resolution if found else loaded.stages[-1].spec.resolution
     where = {"annotated": ANNOTATIONS.value, "images": IMAGES.value, "split": SPLIT.value, "resolution": resolution}
     asked = inputs.protocol(PROTOCOL.value, max(num, REFERENCE_NUM.value or num), seed=PROMPT_SEED.value, **where)
+    if loaded:
+        tradeoff.check(loaded, asked, num, **points, **wishes)
     network, clip = inputs.network(INCEPTION.value, RESIZE.value), inputs.clip(CLIP.value)
-    real = inputs.real(REFERENCE.value, network, asked, resolution, REFERENCE_NUM.value or num)
+    compared = REFERENCE.value, network, asked, resolution, REFERENCE_NUM.value or num
+    real = inputs.real(*compared, before=lambda: pictures.make_folder(OUT.value, remote=True))
     if found:
-        print(picture_folder.write(found, real, network, clip, out))
-        return
+        return print(picture_folder.write(found, real, network, clip, OUT.value))
     curve = tradeoff.sweep(
-        loaded, asked, real, network, clip, guidance=weights, seeds=seeds, num=num, out=OUT.value, label=LABEL.value,
-        save_every=SAVE_EVERY.value, dump=DUMP.value, keep_features=KEEP_FEATURES.value,
-        encoders=ENCODERS.value, batch_size=BATCH_SIZE.value, sampler=sampler, steps=steps,
+        loaded, asked, real, network, clip, num=num, out=OUT.value, label=LABEL.value, save_every=SAVE_EVERY.value,
+        dump=DUMP.value, keep_features=KEEP_FEATURES.value, **points, **wishes,
     )  # fmt: skip
-    print(curve_picture.write([curve], out))
+    print(curve_picture.write([curve], OUT.value))
 
 
 if __name__ == "__main__":
-    run(main, remote=("cascade",))
+    run(main, remote="cascade generated compare annotations images inception clip reference out".split())

@@ -17,7 +17,7 @@ from absl import flags
 from ._main import refuse_overrides, run
 
 WORKDIRS = flags.DEFINE_list("workdirs", None, "stage=DIR[,DIR...],stage=DIR...", required=True)
-OUT = flags.DEFINE_string("out", None, "Folder to write; must be absent or empty.", required=True)
+OUT = flags.DEFINE_string("out", None, "Folder, or gs://BUCKET/PREFIX, to write; absent or empty.", required=True)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16", "bfloat16"], "Of the stored weights.")
 ENCODERS = flags.DEFINE_string("encoders", "copy", "copy | link | a folder to copy instead of the runs' own.")
 
@@ -41,4 +41,4 @@ def main(overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(main, remote=("workdirs",))
+    run(main, remote=("workdirs", "encoders", "out"))

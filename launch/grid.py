@@ -9,8 +9,6 @@ references, which stand above. Several prompts: repeat --prompt, or --prompts_fi
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from absl import flags
 
 from ._main import refuse_overrides, run
@@ -29,7 +27,7 @@ OUT = flags.DEFINE_string("out", None, "PNG to write.", required=True)
 def main(overrides: list[str]) -> None:
     """Samples column by column and writes the sheet."""
     refuse_overrides(overrides)
-    from ediffi_jax import cascade, grids, pictures, samples
+    from ediffi_jax import cascade, grids, pictures, samples, stores
 
     prompts = samples.read_prompts(PROMPT.value, PROMPTS_FILE.value)
     wishes = {
@@ -38,8 +36,8 @@ def main(overrides: list[str]) -> None:
         "steps": samples.per_stage(STEPS.value, int, "steps"),
         "style_weight": samples.per_stage(STYLE_WEIGHT.value, float, "style_weight"),
     }
-    out = Path(OUT.value).expanduser()
-    pictures.make_folder(out.parent)
+    out = stores.at(OUT.value).expanduser()
+    pictures.make_folder(out.parent, remote=True)
     loaded = cascade.load(CASCADE.value)
     if STYLE.value:
         sheet = grids.styles(loaded, prompts, STYLE.value, **wishes)
@@ -50,4 +48,4 @@ def main(overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(main, remote=("cascade",))
+    run(main, remote=("cascade", "prompts_file", "style", "out"))

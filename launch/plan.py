@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # a TPU or GPU of this machine is not asked
 
@@ -51,6 +50,7 @@ JSON = flags.DEFINE_string("json", None, "File to write the plan to; - prints it
 
 def main(overrides: list[str]) -> int:
     """Reads the config, compiles, prints."""
+    from ediffi_jax import stores
     from ediffi_jax.pictures import make_folder, write_bytes
     from ediffi_jax.planning import ask, plan, plot, topology
     from ediffi_jax.planning.embedding_costs import Assumptions
@@ -60,7 +60,7 @@ def main(overrides: list[str]) -> int:
     config_files.override(config, overrides)
     kind = plot.check_format(PLOT.value, WHAT.value) if PLOT.value else ""
     for file in filter(None, (PLOT.value, None if JSON.value == "-" else JSON.value)):
-        make_folder(Path(file).parent)  # before minutes of compiling
+        make_folder(stores.at(file).parent, remote=True)  # before minutes of compiling
     assumed = Assumptions(pairs=PAIRS.value, caption_tokens=TOKENS.value, mfu=MFU.value, price=PRICE.value)
     question = ask.Question(
         what=WHAT.value, phase=PHASE.value, mesh=plan.read_mesh(MESH.value), embeddings=EMBEDDINGS.value,
@@ -77,4 +77,4 @@ def main(overrides: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, remote=("plot", "json"))

@@ -77,4 +77,4 @@ def main(overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _main.run(main, remote=("input", "out", "exclude", "beam_options"))
+    _main.run(main, remote=("input", "out", "exclude", "clip", "aesthetic", "beam_options"))

@@ -77,4 +77,4 @@ def main(overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(main, remote=("cascade", "out"))
+    run(main, remote=("cascade", "prompts_file", "style", "canvas", "out"))

@@ -11,15 +11,17 @@ each in a process of its own; `--encoder` trains only one. `--config.clip.lr=0.0
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from absl import flags, logging
 
+from ediffi_jax import copies, pictures, stores
 from ediffi_jax.training import config_files
 from ediffi_jax.training.errors import ConfigError
 from ediffi_jax.training.scenes_encoders import bundle, together
+
 from . import _main
 
+ACCURACIES = "accuracies.json"
 OUT = flags.DEFINE_string("out", None, "Folder that gets clip/ and t5/.")
 ENCODER = flags.DEFINE_enum("encoder", "both", ["both", *bundle.NAMES], "Which to train.")
 MINUTES = flags.DEFINE_float("minutes", None, "Minutes of training; default the recipe's.", lower_bound=0)
@@ -32,6 +34,8 @@ def main(overrides: list[str]) -> None:
     """Trains, writes, measures, prints."""
     if not OUT.value:
         raise ConfigError("--out is missing; for example --out=runs/encoders")
+    if stores.is_remote(OUT.value):
+        pictures.make_folder(OUT.value, remote=True)  # refuses before minutes of training
     logging.set_verbosity(logging.INFO)
     config = config_files.load("configs/scenes_encoders.py")
     config_files.override(config, overrides)
@@ -40,11 +44,12 @@ def main(overrides: list[str]) -> None:
         config.steps, config.minutes = STEPS.value, 0.0
     config.minutes = config.minutes if MINUTES.value is None else MINUTES.value
     names = bundle.NAMES if ENCODER.value == "both" else (ENCODER.value,)
-    accuracies = together.train(names, config, Path(OUT.value)) | together.measure(Path(OUT.value), SCENES.value)
-    for name, value in accuracies.items():
-        print(f"{name:28s} {value:.3f}")
-    (Path(OUT.value) / "accuracies.json").write_text(json.dumps(accuracies, indent=1) + "\n", encoding="utf-8")
+    with copies.sending(OUT.value, last=ACCURACIES) as folder:
+        accuracies = together.train(names, config, folder) | together.measure(folder, SCENES.value)
+        for name, value in accuracies.items():
+            print(f"{name:28s} {value:.3f}")
+        (folder / ACCURACIES).write_text(json.dumps(accuracies, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    _main.run(main)
+    _main.run(main, remote=("out",))

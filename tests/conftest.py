@@ -32,7 +32,8 @@ if str(ROOT) not in sys.path:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from store import bucket  # noqa: E402, F401  (a fixture; after the environment is set)
+from gcs_server import store  # noqa: E402, F401  (fixtures; after the environment is set)
+from store import bucket  # noqa: E402, F401
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -20,6 +20,10 @@ from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+import fsspec
+import gcsfs
+import pytest
+
 OBJECT = re.compile(r"(?:/download)?/storage/v1/b/([^/]+)/o/([^/]+)")
 OBJECTS = re.compile(r"(/upload)?/storage/v1/b/([^/]+)/o")
 BUCKET = re.compile(r"/storage/v1/b/([^/]+)")
@@ -36,6 +40,8 @@ class Store:
         refused: requests of a kind that stores cannot, or should not be asked to, fulfil.
         hangs: method and path of the requests from the first match on which nothing is answered; None for none.
         forbids: whether every request is refused with 403.
+        buckets: that there are; None for any.
+        sent: names of the objects whose contents were asked for, in order.
         url: where it is.
         clock: the next object's generation.
         lock: held while a request is answered.
@@ -46,6 +52,8 @@ class Store:
     refused: list[str] = dataclasses.field(default_factory=list)
     hangs: re.Pattern[str] | None = None
     forbids: bool = False
+    buckets: set[str] | None = None
+    sent: list[str] = dataclasses.field(default_factory=list)
     url: str = ""
     clock: Iterator[int] = dataclasses.field(default_factory=lambda: itertools.count(1))
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
@@ -53,6 +61,10 @@ class Store:
     def names(self, prefix: str) -> list[str]:
         """The objects below gs://<prefix>."""
         return sorted(name for name in self.objects if name.startswith(prefix))
+
+    def put(self, name: str, data: bytes) -> None:
+        """Makes or replaces an object."""
+        self.objects[name] = (next(self.clock), data)
 
     def environment(self) -> dict[str, str]:
         """What clients must find in their environment."""
@@ -85,6 +97,9 @@ class Handler(BaseHTTPRequestHandler):
     def respond(self, method: str, path: str, query: dict[str, str], body: bytes) -> tuple[int, bytes, dict[str, str]]:
         if self.store.forbids:
             return 403, b'{"error": {"code": 403, "message": "no access"}}', {}
+        bucket = re.search(r"/storage/v1/b/([^/]+)", path)
+        if bucket and self.store.buckets is not None and bucket[1] not in self.store.buckets:
+            return 404, b'{"error": {"code": 404, "message": "The specified bucket does not exist."}}', {}
         if method == "POST" and path.startswith("/batch/"):
             return self.batch(body)
         if match := OBJECT.fullmatch(path):
@@ -113,6 +128,7 @@ class Handler(BaseHTTPRequestHandler):
             return 204, b"", {}
         if query.get("alt") != "media":
             return as_json(described(name, generation, data))
+        self.store.sent.append(name)
         headers = {"x-goog-generation": str(generation), "Content-Type": "application/octet-stream"}
         asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
         if not asked:
@@ -163,7 +179,7 @@ class Handler(BaseHTTPRequestHandler):
         now = self.store.objects.get(name, (0, b""))[0]
         if condition is not None and int(condition) != now:
             return 412, b'{"error": {"code": 412, "message": "conditionNotMet"}}', {}
-        self.store.objects[name] = (next(self.store.clock), data)
+        self.store.put(name, data)
         return as_json(described(name, *self.store.objects[name]))
 
     def batch(self, body: bytes) -> tuple[int, bytes, dict[str, str]]:
@@ -238,3 +254,15 @@ def serving() -> Iterator[Store]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture
+def store(monkeypatch, tmp_path) -> Iterator[Store]:
+    """An empty store, in this process's environment and in those that it starts; and an empty cache."""
+    with serving() as store:
+        for name, value in store.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        fsspec.config.conf.pop("gcs", None)  # the time-out that a test before this one set
+        gcsfs.GCSFileSystem.clear_instance_cache()
+        yield store

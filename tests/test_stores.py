@@ -6,13 +6,11 @@ import io
 import re
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import gcsfs
 import numpy as np
 import pytest
-from gcs_server import Store, serving
+from gcs_server import Store
 from PIL import Image
 from test_launch_train import RECIPE, V1, finish, start, wait_for_step
 from training_fakes import same
@@ -25,16 +23,6 @@ from ediffi_jax.training.errors import StorageError
 from ediffi_jax.training.observers import Files
 
 RUN = "gs://bucket/run"
-
-
-@pytest.fixture
-def store(monkeypatch) -> Iterator[Store]:
-    """An empty store, in this process's environment and in those that it starts."""
-    with serving() as store:
-        for name, value in store.environment().items():
-            monkeypatch.setenv(name, value)
-        gcsfs.GCSFileSystem.clear_instance_cache()
-        yield store
 
 
 @pytest.fixture
@@ -76,6 +64,42 @@ def test_a_run_in_a_bucket_is_killed_and_stopped_and_ends_like_one_on_a_disk(sto
     assert checkpoint.read_position(checkpoint.newest("gs://bucket/three")).cuts == (0.2, 0.5)
 
 
+def unfinished(store: Store) -> bool:
+    """Whether a checkpoint is being written, or was left so by a kill."""
+    with store.lock:
+        names = {name.split("/")[3] for name in store.names("bucket/run/checkpoints/")}
+        return any(f"bucket/run/checkpoints/{name}/{commits.MARKER}" not in store.objects for name in names)
+
+
+@pytest.mark.pod
+def test_killed_at_twenty_random_moments_in_a_bucket(store, recipe, tmp_path) -> None:
+    """Half of them while a checkpoint is being written; the other half at any step, up to 50 ms later."""
+    whole = tmp_path / "whole"
+    words = [f"--config={recipe}", "--config.phases.0.steps=80", "--steps=120"]
+    assert finish(start("train", *words, f"--workdir={whole}"))[0] == 0
+    random, left = np.random.default_rng(0), 0
+    for kill in range(20):
+        process = start("train", *words, f"--workdir={RUN}")
+        if kill % 2:
+            for wanted in (False, True):  # what the last kill left is removed first
+                while process.poll() is None and unfinished(store) != wanted:
+                    time.sleep(0.0005)
+        else:
+            saved = commits.committed(commits.folder_of(RUN))
+            wait_for_step(process, max(saved, default=0) + int(random.integers(1, 9)))
+            time.sleep(random.uniform(0, 0.05))
+        process.kill()
+        assert finish(process)[0] == -signal.SIGKILL, "it ended before it was killed"
+        left += unfinished(store)
+    assert left >= 5, "too few of the kills came while a checkpoint was being written"
+    code, _, err = finish(start("train", *words, f"--workdir={RUN}"))
+    assert code == 0, err
+    assert same(*(checkpoint.load_tree(checkpoint.newest(workdir)) for workdir in (whole, RUN)))
+    losses = [[(line["step"], line["loss/0"]) for line in lines.read(workdir)] for workdir in (whole, RUN)]
+    assert [step for step, _ in losses[1]] == list(range(1, 201))
+    assert losses[0] == losses[1] and store.refused == []
+
+
 def test_a_step_saved_anew_has_a_higher_version_and_only_whole_ones_count(store) -> None:
     folder = commits.folder_of(RUN)
     for name, whole in (("3", True), ("6", True), ("6.1", True), ("6.2", False), ("9", False)):
@@ -110,7 +134,7 @@ def test_samples_go_into_a_bucket_whole_and_other_folders_are_refused(store) -> 
     assert store.objects["bucket/pictures/a.png"][1] == b"png"
     with pytest.raises(pictures.PictureError, match="is in an object store; expected a folder of this machine"):
         pictures.make_folder("gs://bucket/pictures")
-    with pytest.raises(release.ReleaseError, match="gs://bucket/none holds no checkpoint"):
+    with pytest.raises(release.ReleaseError, match="gs://bucket/none holds neither cascade.json nor a checkpoint"):
         release.find("gs://bucket/none")
 
 
@@ -137,14 +161,6 @@ def test_a_store_that_forbids_is_one_line_and_no_empty_run(store) -> None:
     assert caught.value.exit_code == 2
     with pytest.raises(StorageError, match="cannot be written: Forbidden"):
         config_files.write_workdir(RUN, training_config.default())
-
-
-def test_a_flag_that_takes_no_bucket_says_so() -> None:
-    code, _, err = finish(start("grid", "--prompt=x", "--out=gs://bucket/grid.png"))
-    assert code == 2
-    assert err.splitlines() == [
-        "error: --out=gs://bucket/grid.png: expected a path on this machine; launch.grid takes gs:// with --cascade"
-    ]
 
 
 def test_a_store_that_accepts_and_never_answers_ends_a_start_with_one_line(store, monkeypatch) -> None:

@@ -20,7 +20,7 @@ import transformers
 from PIL import Image
 
 from ediffi_jax import cascade as cascades
-from ediffi_jax import encoders, release
+from ediffi_jax import encoders, release, stores
 from ediffi_jax.encoders import build_tokenizers
 from ediffi_jax.evaluation import curve_picture, curves, features, inputs, picture_folder, reference, tradeoff
 from ediffi_jax.evaluation.clip_score import ClipScore
@@ -142,8 +142,11 @@ def test_what_is_there_is_not_measured_again_and_more_may_be_added(sweep, cascad
     assert set(sampled) == {1} and {p for p in map(str, first.points)} < {p for p in map(str, more.points)}
 
 
-def test_an_interrupted_sweep_goes_on_to_the_same_numbers(sweep, finished, cascade, monkeypatch, tmp_path):
-    run, calls = type(cascade).run, []
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_an_interrupted_sweep_goes_on_to_the_same_numbers(
+    sweep, finished, cascade, monkeypatch, tmp_path, place, store
+):
+    run, calls, out = type(cascade).run, [], tmp_path / "out" if place == "disk" else stores.at("gs://bucket/out")
 
     def stopping(self, request, **how):
         calls.append(request.first)
@@ -153,10 +156,16 @@ def test_an_interrupted_sweep_goes_on_to_the_same_numbers(sweep, finished, casca
 
     monkeypatch.setattr(type(cascade), "run", stopping)
     with pytest.raises(KeyboardInterrupt):
-        sweep()
-    assert sorted(p.name for p in (tmp_path / "out/points").iterdir()) == ["w0_seed0_00000000.npz"]
+        sweep(out=out)
+    assert sorted(p.name for p in (out / "points").iterdir()) == ["w0_seed0_00000000.npz"]
     monkeypatch.setattr(type(cascade), "run", run)
-    assert sweep().points == finished[0].points
+    assert sweep(out=out).points == finished[0].points
+    assert sorted(p.name for p in (out / "points").iterdir()) == [
+        "w0_seed0.json", "w0_seed1.json", "w2_seed0.json", "w2_seed1.json"
+    ]  # fmt: skip
+    curve_picture.write([curves.read(out)], out)
+    assert {p.name for p in out.iterdir()} >= {"run.json", "curve.json", "curve.md", "curve.png", "curve.svg"}
+    assert store.refused == [] and (place == "bucket") == bool(store.names("bucket/out/points"))
 
 
 @pytest.mark.parametrize(
@@ -263,6 +272,14 @@ def test_clip_score_is_transformers_own_of_a_vit_g_layout(tmp_path):
         found = model(input_ids=ids, pixel_values=pixels)
         expected = (found.text_embeds * found.image_embeds).sum(-1).numpy()
     np.testing.assert_allclose(score(fakes.CAPTIONS, pictures), expected, atol=1e-5)
+
+
+def test_reference_statistics_in_a_bucket_are_made_once(store, network, asked, real):
+    path, looked_at = "gs://bucket/statistics/real.npz", []
+    for _ in range(2):
+        found = inputs.real(path, network, asked, 16, N, before=lambda: looked_at.append(1))
+        assert found.fingerprint == real.fingerprint
+    assert looked_at == [1] and store.names("") == ["bucket/statistics/real.npz"] and store.refused == []
 
 
 def test_curves_become_a_table_and_pictures(finished, tmp_path):
@@ -375,6 +392,8 @@ def test_a_killed_run_goes_on_to_equal_numbers(folder, tmp_path):
         (["--compare=nowhere"], "no curve in nowhere"),
         (["--sampler=euller"], "euler"),
         (["--num=5"], "expected at least 10"),
+        (["--guidance=1,1"], "each only once"),
+        (["--encoders=t6"], "t5"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(flags, message, folder, tmp_path, capsys, monkeypatch):
@@ -391,6 +410,7 @@ def test_mistakes_are_one_line_and_exit_code_2(flags, message, folder, tmp_path,
     assert ended.value.code == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and message in last
+    assert not (tmp_path / "out").exists()
     absl_flags.FLAGS.unparse_flags()
     for name in absl_flags.FLAGS:
         absl_flags.FLAGS[name].unparse()

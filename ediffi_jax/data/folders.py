@@ -19,6 +19,7 @@ from pathlib import Path
 from etils import epath
 
 from ediffi_jax import stores
+from ediffi_jax.copies import cache_home
 from ediffi_jax.data.views import LoaderError
 from ediffi_jax.errors import install
 from ediffi_jax.stores import is_remote
@@ -29,11 +30,6 @@ TEMPORARY = ".tmp"
 def inside(folder: str | os.PathLike[str], name: str) -> epath.Path:
     """A folder in a folder; unlike `pathlib` it leaves the two slashes of gs:// alone."""
     return epath.Path(folder) / name
-
-
-def cache_home(kind: str = "embeddings") -> Path:
-    """Where objects are copied: ``$XDG_CACHE_HOME/ediffi_jax/<kind>``, else below ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ediffi_jax" / kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +53,10 @@ class Disk:
     def read(self, name: str) -> str:
         """A text. Raises OSError."""
         return (self.path / name).read_text(encoding="utf-8")
+
+    def bytes(self, name: str) -> bytes:
+        """A small file. Raises OSError."""
+        return (self.path / name).read_bytes()
 
     def write(self, name: str, fill: Callable[[Path], None]) -> int:
         """Lets `fill` write a file; returns its size. Raises OSError, and what `fill` raises."""
@@ -111,6 +111,11 @@ class ObjectStore:
         with client(self.path):
             return (self.path / name).read_text()
 
+    def bytes(self, name: str) -> bytes:
+        """A small object. Raises OSError."""
+        with client(self.path):
+            return (self.path / name).read_bytes()
+
     def write(self, name: str, fill: Callable[[Path], None]) -> int:
         """Lets `fill` write a file here and uploads it; returns its size. Raises OSError, and what `fill` raises."""
         with tempfile.TemporaryDirectory() as folder, client(self.path):
@@ -157,9 +162,10 @@ def folder_at(path: str | os.PathLike[str]) -> Disk | ObjectStore:
 
 
 @contextlib.contextmanager
-def client(path: epath.Path) -> Iterator[None]:
-    """Turns a client that is not installed into one line, a LoaderError."""
+def client(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns a client that is not installed into one line, a LoaderError, and a store's failure into a StoreError."""
     try:
-        yield
+        with stores.reaching(path):
+            yield
     except ImportError as error:
         raise LoaderError(f"{path}: {error}; gs:// needs gcsfs: {install('gcp')}") from error

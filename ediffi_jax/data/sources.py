@@ -191,6 +191,8 @@ def open_scenes(dir: str, split: str, resolution: int, num_scenes: int, prepare:
     """
     from ediffi_jax.data.scenes import builder
 
+    if is_remote(dir):
+        raise LoaderError(f"config.data.dir={dir!r}: scenes are rendered to this machine; expected a folder, or none")
     root = epath.Path(dir or "~/.cache/ediffi_jax/data").expanduser()
     config = builder.ScenesConfig(resolution=resolution, num_scenes=num_scenes)
     folder = builder.location(root, config)

@@ -18,7 +18,9 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from etils import epath
 
+from ediffi_jax import copies, stores
 from ediffi_jax.encoders.errors import EncoderError
 from ediffi_jax.encoders.files import INDEX, SINGLE, read_json
 from ediffi_jax.errors import install, nearest
@@ -37,12 +39,12 @@ def convert(
     max_shard_gb: float = 5.0,
     dtype: str = "keep",
     encoder_only: bool = False,
-) -> Path:
+) -> Path | epath.Path:
     """Writes a folder that `encoders.load` and transformers read.
 
     Args:
         source: a pickled file, or a folder with one or with shards and their index.
-        output: folder to make; must not exist.
+        output: folder to make; must not exist. Both may be in an object store.
         max_shard_gb: gigabytes (1e9 bytes) of tensors a file; more makes several and an index.
         dtype: to store floating-point tensors in: "keep", "float32", "float16", "bfloat16".
         encoder_only: leave out T5's decoder, more than half of it, which no text encoder needs.
@@ -52,12 +54,15 @@ def convert(
 
     Raises:
         EncoderError: no torch, nothing to convert, a pickle that needs code or is damaged, `output` not writable.
+        StoreError: the store refused or did not answer.
     """
     if dtype not in _DTYPES:
         raise EncoderError(f"unknown dtype {dtype!r}{nearest(dtype, _DTYPES)}")
     if not max_shard_gb > 0:
         raise EncoderError(f"max_shard_gb is {max_shard_gb}, expected more than 0")
-    source, output = Path(source), Path(output)
+    if stores.is_remote(output):
+        return _convert_into_store(source, stores.at(output), max_shard_gb, dtype, encoder_only)
+    source, output = copies.local(source), Path(output)
     files = _find(source)
     if output.exists():
         raise EncoderError(f"{output}: exists already; name a folder that does not")
@@ -73,6 +78,17 @@ def convert(
         raise EncoderError(f"{output}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return output
+
+
+def _convert_into_store(
+    source: str | os.PathLike, output: epath.Path, max_shard_gb: float, dtype: str, encoder_only: bool
+) -> epath.Path:
+    """Converts here, and sends what came of it."""
+    if not copies.vacant(output, "", lambda name: False):
+        raise EncoderError(f"{output}: exists already; name a folder that does not")
+    with copies.sending(output, last="config.json") as folder:
+        convert(source, folder, max_shard_gb=max_shard_gb, dtype=dtype, encoder_only=encoder_only)
     return output
 
 

@@ -32,7 +32,7 @@ from ediffi_jax.encoders.checkpoints import load_clip, load_t5
 from ediffi_jax.encoders.clip import Clip
 from ediffi_jax.encoders.errors import EncoderError
 from ediffi_jax.encoders.files import StoredTensor, read_json
-from ediffi_jax.encoders.layout import Layout, bundled, find
+from ediffi_jax.encoders.layout import Layout, bundled, find, local
 from ediffi_jax.encoders.t5 import T5Encoder
 from ediffi_jax.encoders.tokenize import TextTokenizer, Tokens, check_prompts, load_clip_tokenizer, load_t5_tokenizer
 from ediffi_jax.errors import nearest
@@ -210,7 +210,8 @@ def load(
     """Encoders of a folder (see `layout`), or of a bundled release by name.
 
     Args:
-        path: folder with t5/ and clip/ in Hugging Face layout, a diffusers folder, or "scenes".
+        path: folder with t5/ and clip/ in Hugging Face layout, a diffusers folder, or "scenes"; what is in an
+            object store is copied to this machine first, but for files of other formats.
         dtype: "float32" or "bfloat16", of the matrix products; T5-XXL wants bfloat16.
         mesh: each weight goes from the file straight to its shards on it (see `sharding`).
         axes: of the mesh, along which large weights are cut.
@@ -218,13 +219,17 @@ def load(
 
     Raises:
         EncoderError: no such folder, or anything in it that cannot be used, in one line.
+        StoreError: it cannot be copied here.
     """
     if dtype not in _DTYPES:
         raise EncoderError(f"unknown dtype {dtype!r}{nearest(str(dtype), _DTYPES)}")
-    root = Path(path)
-    if not root.exists() and len(root.parts) == 1:
-        root = bundled(str(path))
-    return _load(find(root), _DTYPES[dtype], lambda tower: _placement(tower, mesh, axes, weights))
+    return _load(find(_root(path)), _DTYPES[dtype], lambda tower: _placement(tower, mesh, axes, weights))
+
+
+def _root(path: str | os.PathLike) -> Path:
+    """The folder on this machine that a path or a bundled name means."""
+    root = local(path)
+    return bundled(str(path)) if not root.exists() and len(root.parts) == 1 else root
 
 
 def _placement(

@@ -8,14 +8,17 @@ Which encoder a folder holds is read from its config.json, so a T5 may be the fi
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ediffi_jax import copies, stores
 from ediffi_jax.encoders.errors import EncoderError
 from ediffi_jax.encoders.files import read_json
 from ediffi_jax.errors import nearest
 
 RELEASES = Path(__file__).resolve().parent.parent / "releases"
+OTHER_FORMATS = (".bin", ".h5", ".msgpack", ".ot", ".onnx", ".pt", ".pth", ".gguf")  # published beside safetensors
 _KINDS = {"t5": "t5", "clip": "clip", "clip_text_model": "clip", "clip_vision_model": "vision"}
 
 
@@ -53,6 +56,17 @@ def bundled(name: str = "scenes") -> Path:
         choices = f"{nearest(name, found)}, or the path of a folder with t5/ and clip/"
         raise EncoderError(f"no such folder, and no bundled encoders are called {name!r}{choices}")
     return found[name]
+
+
+def local(path: str | os.PathLike) -> Path:
+    """A path of this machine as it is; of a folder in an object store, a copy here of what an encoder is read from.
+
+    Raises:
+        StoreError: it cannot be copied here.
+    """
+    if not stores.is_remote(path):
+        return Path(path)
+    return copies.local(path, lambda name: not name.endswith(OTHER_FORMATS))
 
 
 def _places(root: Path) -> list[Place]:

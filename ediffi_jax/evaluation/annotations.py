@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ediffi_jax import copies
 from ediffi_jax.evaluation import real_pictures
 from ediffi_jax.evaluation.errors import EvaluationError
 from ediffi_jax.evaluation.protocols import Protocol, require
@@ -51,7 +52,8 @@ def of_coco(annotations: str | os.PathLike, images: str | os.PathLike, number: i
     rng = np.random.default_rng((seed, 0xC0C0))
     chosen = [pictures[row] for row in rng.permutation(len(pictures))[:number]]
     prompts = [_pick([text for text in captions[key] if text], rng) for key in chosen]
-    files = _all_there([(Path(images).expanduser() / names[key],) for key in chosen])
+    root = copies.local(images, {names[key] for key in chosen}.__contains__)
+    files = _all_there([(root / names[key],) for key in chosen])
     return Protocol(
         name="coco",
         prompts=tuple(prompts),
@@ -79,9 +81,9 @@ def of_visual_genome(annotations: str | os.PathLike, images: str | os.PathLike, 
     keys = sorted(key for key, caption in built.items() if caption)
     require(len(keys), number, str(annotations))
     chosen = [keys[row] for row in np.random.default_rng((seed, 0x76)).permutation(len(keys))[:number]]
-    root = Path(images).expanduser()
-    folders = (root, root / "VG_100K", root / "VG_100K_2")
-    files = _all_there([tuple(folder / f"{key}.jpg" for folder in folders) for key in chosen])
+    places = [tuple(f"{folder}{key}.jpg" for folder in ("", "VG_100K/", "VG_100K_2/")) for key in chosen]
+    root = copies.local(images, {name for names in places for name in names}.__contains__)
+    files = _all_there([tuple(root / name for name in names) for names in places])
     rule = f"region phrases, largest first, each once, until there are {VG_WORDS} words"
     return Protocol(
         name="visual_genome",
@@ -108,7 +110,7 @@ def _pick(captions: Sequence[str], rng: np.random.Generator) -> str:
 
 def _read(path: str | os.PathLike) -> Any:
     try:
-        return json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        return json.loads(copies.local(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise EvaluationError(f"no annotations in {path}; expected the published JSON file") from error
     except (OSError, ValueError) as error:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
-from ediffi_jax import figures
+from ediffi_jax import figures, stores
 from ediffi_jax.errors import nearest
 from ediffi_jax.evaluation.curves import CURVE, MEASURES, Curve
 from ediffi_jax.evaluation.errors import EvaluationError
@@ -28,7 +28,7 @@ def write(curves: Sequence[Curve], out: str | os.PathLike) -> str:
     Raises:
         EvaluationError: curves that do not compare. PictureError: the folder cannot be written.
     """
-    folder, stem = Path(out).expanduser(), CURVE.removesuffix(".json")
+    folder, stem = stores.at(out).expanduser(), CURVE.removesuffix(".json")
     text = table(curves)
     for kind in KINDS:
         plot(curves, folder / f"{stem}.{kind}")
@@ -54,7 +54,7 @@ def _cell(mean: float, spread: float) -> str:
     return f"{mean:.4g}" if np.isnan(spread) else f"{mean:.4g} ± {spread:.2g}"
 
 
-def plot(curves: Sequence[Curve], path: str | os.PathLike, y: str = "fid") -> Path:
+def plot(curves: Sequence[Curve], path: str | os.PathLike, y: str = "fid") -> epath.Path:
     """Draws CLIP score against FID (or another measure), a mark for each weight, bars of ± one standard deviation.
 
     Args:
@@ -65,7 +65,7 @@ def plot(curves: Sequence[Curve], path: str | os.PathLike, y: str = "fid") -> Pa
     Raises:
         EvaluationError: no such measure or kind of picture; nothing to draw; or curves that do not compare.
     """
-    file = Path(path).expanduser()
+    file = stores.at(path).expanduser()
     if y not in MEASURES:
         raise EvaluationError(f"unknown measure {y!r}{nearest(str(y), MEASURES)}")
     if file.suffix.lower().removeprefix(".") not in KINDS:
@@ -84,7 +84,7 @@ def plot(curves: Sequence[Curve], path: str | os.PathLike, y: str = "fid") -> Pa
         axes.set_title(_wrapped(curves[0]), fontsize=7.5, loc="left")
         figure.savefig(buffer, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else None)
         plt.close(figure)
-    make_folder(file.parent)
+    make_folder(file.parent, remote=True)
     write_bytes(file, buffer.getvalue())
     return file
 

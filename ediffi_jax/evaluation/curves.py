@@ -10,11 +10,11 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ediffi_jax import stores
 from ediffi_jax.evaluation.errors import EvaluationError
 
 MEASURES = ("fid", "kid", "clip_score", "precision", "recall", "right")
@@ -144,11 +144,13 @@ def read(path: str | os.PathLike) -> Curve:
 
     Raises:
         EvaluationError: none there, unfinished, damaged, or of a newer version.
+        StoreError: the store refused or did not answer.
     """
-    file = Path(path).expanduser()
-    file = file / CURVE if file.is_dir() else file
+    file = stores.at(path).expanduser()
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        with stores.reaching(file):
+            file = file / CURVE if file.is_dir() else file
+            content = json.loads(file.read_text(encoding="utf-8"))
         if content["format"] != _FORMAT:
             raise EvaluationError(f"{file}: format {content['format']}; expected {_FORMAT}: it is of another version")
         points = tuple(Point(**point) for point in content["points"])

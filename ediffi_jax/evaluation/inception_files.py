@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ediffi_jax import copies
 from ediffi_jax.encoders.convert import read_pickle
 from ediffi_jax.encoders.files import open_folder, open_safetensors
 from ediffi_jax.evaluation.errors import EvaluationError
@@ -43,13 +44,13 @@ def load(path: str | os.PathLike) -> tuple[Params, str]:
     """Variables of `Inception`, and a fingerprint of them (16 hex digits, the same from every layout).
 
     Args:
-        path: a pickled state dict, a safetensors file, or a folder with one.
+        path: a pickled state dict, a safetensors file, or a folder with one; on a disk or in an object store.
 
     Raises:
         EvaluationError: another network's weights, or tensors missing or misshapen.
         EncoderError: an unreadable file, or a pickle without PyTorch installed.
     """
-    file = Path(path).expanduser()
+    file = copies.local(path)
     tensors = _named(_read(file))
     _refuse_torchvision(tensors, file)
     digest, flat = hashlib.sha256(), {}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-from ediffi_jax import encoders
+from ediffi_jax import encoders, stores
 from ediffi_jax.cascade import Cascade
 from ediffi_jax.errors import nearest
 from ediffi_jax.evaluation import annotations, features, protocols, reference, resize
@@ -16,6 +15,7 @@ from ediffi_jax.evaluation.errors import EvaluationError
 from ediffi_jax.evaluation.features import FeatureNetwork
 from ediffi_jax.evaluation.protocols import Protocol
 from ediffi_jax.evaluation.reference import Reference
+from ediffi_jax.pictures import make_folder
 from ediffi_jax.stage import CascadeError
 
 BUNDLED = "scenes"
@@ -75,11 +75,31 @@ def clip(folder: str | os.PathLike | None) -> ClipScore:
 
 
 def real(
-    path: str | os.PathLike | None, net: FeatureNetwork, asked: Protocol, resolution: int, number: int
+    path: str | os.PathLike | None,
+    net: FeatureNetwork,
+    asked: Protocol,
+    resolution: int,
+    number: int,
+    before: Callable[[], object] = lambda: None,
 ) -> Reference:
-    """Reference statistics of a file if it is there; else made, and written to it if there is a path."""
-    if path and Path(path).expanduser().exists():
-        return reference.load(path, net, asked, resolution, number)
+    """Reference statistics of a file if it is there; else made, and written to it if there is a path.
+
+    Args:
+        path: of the file, on a disk or in an object store.
+        net, asked, resolution, number: what they are of.
+        before: called before pictures are looked at, which takes long.
+
+    Raises:
+        EvaluationError, PictureError, StoreError: a file of something else, or one that cannot be read or written.
+    """
+    if path:
+        file = stores.at(path).expanduser()
+        with stores.reaching(file):
+            there = file.exists()
+        if there:
+            return reference.load(file, net, asked, resolution, number)
+        make_folder(file.parent, remote=True)
+    before()
     made = reference.make(net, asked, resolution, number)
     if path:
         reference.save(made, path)

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from ediffi_jax import samples
+from ediffi_jax import copies, samples
 from ediffi_jax.evaluation import curves, real_pictures
 from ediffi_jax.evaluation.clip_score import ClipScore
 from ediffi_jax.evaluation.features import FeatureNetwork
 from ediffi_jax.evaluation.measures import RELIABLE, Rows, measure
 from ediffi_jax.evaluation.protocols import require
 from ediffi_jax.evaluation.reference import Reference
-from ediffi_jax.pictures import write_bytes
+from ediffi_jax.pictures import make_folder, write_bytes
 
 RESULT = "metrics.json"
 
@@ -39,17 +39,18 @@ class Folder:
 
 
 def read(path: str | os.PathLike, number: int | None = None) -> Folder:
-    """A folder of pictures; with samples.jsonl, as `launch.sample` writes it, also their prompts.
+    """A folder of pictures, also in a store; with samples.jsonl, as `launch.sample` writes it, their prompts too.
 
     Raises:
         EvaluationError: no pictures, too few of them, or the first is unreadable.
     """
-    files = real_pictures.files_of(path)
+    folder = copies.local(path, lambda name: name == samples.RECORDS or name.lower().endswith(real_pictures.SUFFIXES))
+    files = real_pictures.files_of(folder)
     number = len(files) if number is None else number
     require(len(files), number, str(path))
     files, known = files[:number], {}
-    if (Path(path).expanduser() / samples.RECORDS).exists():
-        known = {line.get("file"): line.get("prompt") for line in samples.read_records(Path(path).expanduser())}
+    if (folder / samples.RECORDS).exists():
+        known = {line.get("file"): line.get("prompt") for line in samples.read_records(folder)}
     prompts = tuple(known[file.name] for file in files if known.get(file.name))
     resolution = min(real_pictures.read(files[0]).shape[:2])
     return Folder(files=tuple(files), prompts=prompts if len(prompts) == number else (), resolution=resolution)
@@ -77,11 +78,12 @@ def measure_pictures(found: Folder, real: Reference, network: FeatureNetwork, cl
 
 
 def write(found: Folder, real: Reference, network: FeatureNetwork, clip: ClipScore, out: str | os.PathLike) -> str:
-    """Writes metrics.json into a folder; returns the numbers as a line each."""
+    """Writes metrics.json into a folder, made if absent; returns the numbers as a line each."""
+    folder = make_folder(out, remote=True)
     measured = measure_pictures(found, real, network, clip)
     if measured["n"] < RELIABLE:
         logging.warning("%s", curves.warning(measured["n"]))
-    write_bytes(Path(out) / RESULT, (json.dumps(measured, indent=1) + "\n").encode())
+    write_bytes(folder / RESULT, (json.dumps(measured, indent=1) + "\n").encode())
     shown = [f"{name:<12}{measured[name]:.5g}" for name in curves.MEASURES if measured[name] is not None]
     conditions = f"n = {measured['n']} against {measured['reference_n']}; resize {network.filter}; {network.name}"
     return "\n".join([*shown, conditions])

@@ -14,13 +14,13 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
+from ediffi_jax import stores
 from ediffi_jax.evaluation import real_pictures
 from ediffi_jax.evaluation.errors import EvaluationError
 from ediffi_jax.evaluation.features import FeatureNetwork
@@ -92,11 +92,12 @@ def make(
 
 
 def save(reference: Reference, path: str | os.PathLike) -> None:
-    """Writes a file, whole or not at all; raises PictureError if it cannot be written."""
+    """Writes a file, whole or not at all. Raises PictureError or StoreError if it cannot be written."""
     buffer = io.BytesIO()
     np.savez(buffer, features=reference.features, described=np.array(json.dumps(reference.described)))
-    make_folder(Path(path).expanduser().parent)
-    write_bytes(Path(path).expanduser(), buffer.getvalue())
+    file = stores.at(path).expanduser()
+    make_folder(file.parent, remote=True)
+    write_bytes(file, buffer.getvalue())
 
 
 def load(
@@ -110,9 +111,12 @@ def load(
 
     Raises:
         EvaluationError: another network, resolution, resize filter, number or choice of pictures; damaged; or not ours.
+        StoreError: the store refused or did not answer.
     """
     try:
-        with np.load(Path(path).expanduser(), allow_pickle=False) as stored:
+        with stores.reaching(path):
+            content = io.BytesIO(stores.at(path).expanduser().read_bytes())
+        with np.load(content, allow_pickle=False) as stored:
             if "described" not in stored.files and {"mu", "sigma"} <= set(stored.files):
                 raise EvaluationError(
                     f"{path}: bare mu and sigma do not say which network, resolution and filter they are of; make the"

@@ -23,11 +23,12 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from etils import epath
 from tqdm.auto import tqdm
 
 from ediffi_jax import samples
 from ediffi_jax.cascade import Cascade
-from ediffi_jax.data.folders import Disk, ObjectStore, folder_at, inside, is_remote
+from ediffi_jax.data.folders import Disk, ObjectStore, folder_at, inside
 from ediffi_jax.evaluation import curves
 from ediffi_jax.evaluation.clip_score import ClipScore
 from ediffi_jax.evaluation.curves import CURVE, Curve, Point
@@ -69,7 +70,7 @@ def sweep(
         reference: features of real pictures by the same network, filter and resolution.
         network, clip: what gives the features and the CLIP scores.
         guidance: weights of the base stage.
-        out: folder for run.json, points/ and curve.json.
+        out: folder for run.json, points/ and curve.json, on a disk or in an object store.
         seeds: of the noise; the prompts stay.
         num: pictures of each point, of the first prompts; default all.
         label: what plots call the curve; default the cascade's name.
@@ -85,21 +86,20 @@ def sweep(
     Raises:
         EvaluationError: too few prompts, a reference of another network, or `out` holding another run.
         CascadeError, SamplerError, PictureError: as `Cascade.sample`.
+        StoreError: the store refused or did not answer.
     """
     num = len(protocol) if num is None else num
-    require(len(protocol), num, protocol.name)
-    check_number(num, "generated")
+    request = check(cascade, protocol, num, guidance, seeds, **wishes)
     _check(cascade, network, reference)
-    weights, seeds = _different(guidance, "guidance"), _different(seeds, "seeds")
-    request = cascade.request(protocol.prompts[:num], guidance=weights[0], seed=int(seeds[0]), **wishes)
     size = -(-save_every // request.batch_size) * request.batch_size
     settings = _settings(cascade, protocol, reference, network, clip, request, size)
-    requests = {(w, s): cascade.request(("-",), guidance=w, seed=s, **wishes) for w in weights for s in seeds}
-    folder = folder_at(out if is_remote(out) else make_folder(out))
+    requests = [(w, s) for w in guidance for s in seeds]
+    out = make_folder(out, remote=True)
+    folder = folder_at(out)
     _claim(folder, settings)
     if num < RELIABLE:
         logging.warning("%s", curves.warning(num))
-    run = _Run(cascade, protocol, reference, network, clip, num, size, wishes, settings, Path(out) if dump else None)
+    run = _Run(cascade, protocol, reference, network, clip, num, size, wishes, settings, out if dump else None)
     points = folder_at(inside(out, "points"))
     points.make()
     points.sweep(lambda name: True)
@@ -108,6 +108,19 @@ def sweep(
     curve = Curve(label=label or cascade.folder.name, settings=settings, points=tuple(found))
     _write_text(folder, CURVE, curve.to_json())
     return curve
+
+
+def check(
+    cascade: Cascade, protocol: Protocol, num: int, guidance: Sequence[float], seeds: Sequence[int], **wishes: Any
+) -> Request:
+    """The first request of a `sweep`, all of which can be fulfilled; arguments and exceptions as there."""
+    require(len(protocol), num, protocol.name)
+    check_number(num, "generated")
+    weights, seeds = _different(guidance, "guidance"), _different(seeds, "seeds")
+    for w in weights:
+        for s in seeds:
+            cascade.request(("-",), guidance=w, seed=s, **wishes)
+    return cascade.request(protocol.prompts[:num], guidance=weights[0], seed=int(seeds[0]), **wishes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +136,7 @@ class _Run:
     size: int
     wishes: Mapping[str, Any]
     settings: Mapping[str, Any]
-    dump: Path | None
+    dump: Path | epath.Path | None
 
     def point(self, folder: Disk | ObjectStore, guidance: float, seed: int, bar: tqdm, keep: bool) -> Point:
         """One weight and seed: read if it is there, else measured from parts that are there or made now."""
@@ -138,7 +151,7 @@ class _Run:
             if folder.size(part) is None:
                 _write_rows(folder, part, self.rows(guidance, seed, start))
             bar.update(min(self.size, self.num - start))
-        rows = Rows.join([_read_rows(folder, part, self.settings["fingerprint"]) for part in parts])
+        rows = Rows.join([_read_rows(folder, part) for part in parts])
         measured = measure(rows, self.reference)
         stages = self.settings["stages"]
         how = {key: {stage: values[key] for stage, values in stages.items()} for key in ("sampler", "steps")}
@@ -163,7 +176,7 @@ class _Run:
     def _measured(self, batch: tuple[np.ndarray, np.ndarray], start: int, guidance: float, seed: int) -> Rows:
         first, pictures = start + int(batch[0][0]), batch[1]
         if self.dump is not None:
-            place = make_folder(self.dump / "pictures" / _name(guidance, seed))
+            place = make_folder(self.dump / "pictures" / _name(guidance, seed), remote=True)
             for i, picture in enumerate(pictures):
                 write_png(place / f"{first + i:06d}.png", picture)
         prompts = self.protocol.prompts[first : first + len(pictures)]
@@ -248,9 +261,9 @@ def _write_rows(folder: Disk | ObjectStore, name: str, rows: Rows) -> None:
     folder.write(name, lambda path: path.write_bytes(buffer.getvalue()))
 
 
-def _read_rows(folder: Disk | ObjectStore, name: str, identity: str) -> Rows:
+def _read_rows(folder: Disk | ObjectStore, name: str) -> Rows:
     try:
-        with np.load(folder.fetch(name, identity), allow_pickle=False) as stored:
+        with np.load(io.BytesIO(folder.bytes(name)), allow_pickle=False) as stored:
             return Rows(**{key: stored[key] for key in stored.files})
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise EvaluationError(f"{folder.path}/{name} is damaged; remove it, and the run makes it anew") from error

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 from PIL import Image, ImageColor, UnidentifiedImageError
 
+from ediffi_jax import copies
 from ediffi_jax.paint.errors import PaintError
 
 TOLERANCE = 12  # levels of 255
@@ -58,7 +59,7 @@ def check_legend(legend: Mapping[str, str]) -> None:
 def read_canvas(image: Any) -> Canvas:
     """A canvas from a path, a PIL image, or a uint8 array. Raises PaintError for anything else."""
     if isinstance(image, (str, os.PathLike)):
-        path = Path(os.path.expanduser(image))
+        path = copies.local(image)
         if not os.path.exists(path):
             raise PaintError(f"the canvas {str(path)!r} does not exist; expected a picture")
         image = open_picture(path, f"the canvas {str(path)!r}")

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from ediffi_jax import copies
 from ediffi_jax.errors import nearest
 from ediffi_jax.paint.canvas import of_colour, open_picture, read_canvas
 from ediffi_jax.paint.errors import PaintError
@@ -78,7 +79,7 @@ def _written(text: str) -> tuple[Soft, Path | None]:
             raise PaintError("the mask's data: text is damaged; expected base64 of a PNG") from error
         return np.asarray(open_picture(file, "the mask in the data: text").convert("L"), np.float32) / 255, None
     coloured = COLOUR_OF_FILE.fullmatch(text)
-    path = Path(os.path.expanduser(coloured[2] if coloured else text))
+    path = copies.local(coloured[2] if coloured else text)
     if not os.path.exists(path):  # unlike `Path.exists`, not shaken by a name of any length
         choices = nearest(text, (*SIDES, "box:x0,y0,x1,y1")) + ", or a file"
         raise PaintError(f"the mask {str(path)!r} does not exist{choices}")

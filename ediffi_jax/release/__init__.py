@@ -11,7 +11,7 @@ Nothing here is ever unpickled.
 
 from ediffi_jax.release.files import Release, package_versions, read_release, write_release
 from ediffi_jax.release.parameters import check_params, flatten, parameter_shapes, unflatten
-from ediffi_jax.release.places import bundled, find, name_of
+from ediffi_jax.release.places import bundled, find, name_of, place
 from ediffi_jax.release.spec import FORMAT, ReleaseError, SamplerSpec, StageSpec
 from ediffi_jax.release.workdir import Run, is_workdir, parse_workdirs, read_workdir, release_of_runs, stack_runs
 
@@ -31,6 +31,7 @@ __all__ = [
     "package_versions",
     "parameter_shapes",
     "parse_workdirs",
+    "place",
     "read_release",
     "read_workdir",
     "release_of_runs",

@@ -1,7 +1,8 @@
 """Reading and writing a release folder: cascade.json, one safetensors file per stage, encoders.
 
 A folder is written under a temporary name beside its place and renamed when complete, so a release
-is either whole or absent.
+is either whole or absent. In an object store it is there when cascade.json is, which is uploaded last;
+files are copied to this machine before they are read.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
+from etils import epath
 
 import ediffi_jax
+from ediffi_jax import copies, stores
+from ediffi_jax.encoders import layout
 from ediffi_jax.errors import nearest
 from ediffi_jax.release.parameters import store, unflatten
-from ediffi_jax.release.places import BUNDLED, CASCADE_FILE, bundled_encoders
+from ediffi_jax.release.places import BUNDLED, CASCADE_FILE, bundled_encoders, place
 from ediffi_jax.release.spec import FORMAT, ReleaseError, StageSpec
 
 ENCODERS_FOLDER = "encoders"
@@ -37,7 +41,7 @@ class Release:
     Attributes:
         specs: the stages, lowest resolution first.
         params: for each stage its nested float32 host arrays, leaves [E, ...].
-        encoders: folder of the encoders.
+        encoders: folder of the encoders, on this machine or in an object store.
         encoders_fingerprint: what theirs must be, where they lie outside the release; "" is not checked.
         versions: of the packages that wrote it.
         trained: where it came from, free-form: steps and images per stage, data, seed.
@@ -45,7 +49,7 @@ class Release:
 
     specs: tuple[StageSpec, ...]
     params: tuple[Mapping[str, Any], ...]
-    encoders: Path
+    encoders: Path | epath.Path
     encoders_fingerprint: str = ""
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     trained: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -62,8 +66,9 @@ def read_release(path: str | os.PathLike) -> Release:
 
     Raises:
         ReleaseError: a missing file, an unknown format or key, or an unreadable or truncated tensor file.
+        StoreError: a file cannot be copied here.
     """
-    folder = Path(path)
+    folder = place(path)
     described = _read_json(folder / CASCADE_FILE)
     where = str(folder / CASCADE_FILE)
     if described.get("format") != FORMAT:
@@ -87,16 +92,20 @@ def read_release(path: str | os.PathLike) -> Release:
     )
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
+def read_tensors(path: Path | epath.Path) -> dict[str, np.ndarray]:
     """All tensors of a safetensors file as float32.
 
     Raises:
         ReleaseError: a missing, truncated or otherwise unreadable file.
+        StoreError: it cannot be copied here.
     """
-    if not path.is_file():
+    with stores.reaching(path):
+        there = path.is_file()
+    if not there:
         raise ReleaseError(f"{path} does not exist; the release is incomplete")
+    file = copies.local(path)
     try:
-        tensors = safetensors.numpy.load_file(str(path))
+        tensors = safetensors.numpy.load_file(str(file))
     except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ReleaseError(f"{path} is truncated or no safetensors file ({reason})") from error
@@ -105,22 +114,25 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 def write_release(
     out: str | os.PathLike, release: Release, *, dtype: str = "float32", copy_encoders: bool = True
-) -> Path:
+) -> Path | epath.Path:
     """Writes a release folder.
 
     Args:
-        out: where it shall stand; absent, or an empty folder.
+        out: where it shall stand; absent, or an empty folder; on a disk or in an object store.
         release: what to write.
         dtype: of the stored weights: float32, float16 or bfloat16.
         copy_encoders: copy the encoders into the folder; otherwise refer to them where they are, by
-            bundled name or by path relative to `out`.
+            bundled name, by URL, or by path relative to `out`.
 
     Returns:
         The folder.
 
     Raises:
         ReleaseError: a folder that is taken or cannot be written, or weights not finite in `dtype`.
+        StoreError: the store refused or did not answer.
     """
+    if stores.is_remote(out):
+        return _send_release(stores.at(out), release, dtype, copy_encoders)
     out = Path(out).expanduser().absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ReleaseError(f"{out} is taken; expected a folder that is absent or empty")
@@ -137,7 +149,7 @@ def write_release(
         described = {
             "format": FORMAT,
             "stages": [spec.to_json() for spec in specs],
-            "encoders": _place_encoders(release.encoders, partial, out, copy_encoders),
+            "encoders": _copied(release.encoders, partial) if copy_encoders else linked_encoders(release.encoders, out),
             "encoders_fingerprint": "" if copy_encoders else release.encoders_fingerprint,
             "versions": package_versions(),
             "trained": dict(release.trained),
@@ -153,34 +165,63 @@ def write_release(
     return out
 
 
-def _place_encoders(encoders: Path, partial: Path, out: Path, copy: bool) -> str:
-    """Copies the encoders into the folder being written, or says where they are; the entry of cascade.json."""
-    if copy:
-        shutil.copytree(encoders, partial / ENCODERS_FOLDER)
-        return ENCODERS_FOLDER
+def _send_release(out: epath.Path, release: Release, dtype: str, copy_encoders: bool) -> epath.Path:
+    """Writes a release here, and sends it."""
+    files = {f"{spec.name}.safetensors" for spec in release.specs}
+    if not copies.vacant(out, CASCADE_FILE, lambda name: name in files or name == ENCODERS_FOLDER):
+        raise ReleaseError(f"{out} is taken; expected a prefix without objects")
+    if not copy_encoders:
+        linked_encoders(release.encoders, out)  # refuses what would not be found from there
+    with copies.sending(out, last=CASCADE_FILE) as folder:
+        write_release(folder, release, dtype=dtype, copy_encoders=copy_encoders)
+    return out
+
+
+def _copied(encoders: Path | epath.Path, partial: Path) -> str:
+    """Copies the encoders into the folder being written; the entry of cascade.json."""
+    shutil.copytree(layout.local(encoders), partial / ENCODERS_FOLDER)
+    return ENCODERS_FOLDER
+
+
+def linked_encoders(encoders: Path | epath.Path, out: Path | epath.Path) -> str:
+    """Says where the encoders are; the entry of cascade.json.
+
+    Raises:
+        ReleaseError: a release in an object store with encoders on this machine, where nobody else finds them.
+    """
+    if stores.is_remote(encoders):
+        return os.fspath(encoders)
     resolved = Path(encoders).resolve()
     for name, folder in bundled_encoders().items():
         if folder.resolve() == resolved:
             return f"{BUNDLED}{name}"
+    if stores.is_remote(out):
+        expected = "expected --encoders=copy, or encoders in a store"
+        raise ReleaseError(f"{out} cannot refer to the encoders in {encoders}, a folder of this machine; {expected}")
     return os.path.relpath(resolved, out)
 
 
-def _encoders_folder(folder: Path, entry: str) -> Path:
-    """The encoders that cascade.json names: a folder relative to it, or `bundled:NAME`."""
+def _encoders_folder(folder: Path | epath.Path, entry: str) -> Path | epath.Path:
+    """The encoders that cascade.json names: a folder relative to it, a URL, or `bundled:NAME`."""
     if entry.startswith(BUNDLED):
         name, known = entry.removeprefix(BUNDLED), bundled_encoders()
         if name not in known:
             raise ReleaseError(f"{folder / CASCADE_FILE} names unknown bundled encoders {name!r}{nearest(name, known)}")
         return known[name]
-    if not (folder / entry).is_dir():
+    if stores.is_remote(entry):
+        return stores.at(entry)
+    with stores.reaching(folder):
+        there = (folder / entry).is_dir()
+    if not there:
         raise ReleaseError(f"{folder / entry} does not exist; {folder / CASCADE_FILE} names it as the encoders")
     return folder / entry
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON dictionary. Raises ReleaseError if the file is missing or is none."""
+def _read_json(path: Path | epath.Path) -> dict[str, Any]:
+    """A JSON dictionary. Raises ReleaseError if the file is missing or is none, StoreError if it is out of reach."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        with stores.reaching(path):
+            values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ReleaseError(f"{path} does not exist; {path.parent} is no release folder") from error
     except (OSError, ValueError) as error:

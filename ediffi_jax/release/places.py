@@ -28,16 +28,21 @@ def bundled_encoders() -> dict[str, Path]:
     return {path.parent.name: path for path in sorted(RELEASES.glob("*/encoders"))}
 
 
+def place(path: str | os.PathLike) -> Path | epath.Path:
+    """A path on a disk or in a store."""
+    return stores.at(path) if stores.is_remote(path) else Path(path)
+
+
 def name_of(folder: str | os.PathLike) -> str:
-    """What `find` takes for this folder: a bundled release's name, or the absolute path."""
+    """What `find` takes for this folder: a bundled release's name, or the absolute path or URL."""
+    if stores.is_remote(folder):
+        return os.fspath(folder)
     path = Path(folder).resolve()
     return next((name for name, place in bundled().items() if place.resolve() == path), str(path))
 
 
 def find(name_or_path: str | os.PathLike) -> Path | epath.Path:
     """The folder that a user's name or path means: a bundled name first, then a path.
-
-    In an object store that may be a workdir; a release is read from files on this machine.
 
     Raises:
         ReleaseError: neither; with the nearest bundled names.
@@ -49,10 +54,9 @@ def find(name_or_path: str | os.PathLike) -> Path | epath.Path:
     if stores.is_remote(name_or_path):
         path = stores.at(name_or_path)
         with stores.reaching(path):
-            if (path / CASCADE_FILE).exists():
-                raise ReleaseError(f"{path} is a release in an object store; copy it to this machine first")
-            if not (path / FOLDER).is_dir():
-                raise ReleaseError(f"{path} holds no checkpoint; expected the workdir of a launch.train that has saved")
+            if not (path / CASCADE_FILE).exists() and not (path / FOLDER).is_dir():
+                expected = "expected a release folder, or the workdir of a launch.train that has saved"
+                raise ReleaseError(f"{path} holds neither {CASCADE_FILE} nor a checkpoint; {expected}")
         return path
     path = Path(name_or_path).expanduser()
     if path.is_dir():

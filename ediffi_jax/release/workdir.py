@@ -24,7 +24,7 @@ from ediffi_jax import stores
 from ediffi_jax.experts import Ensemble
 from ediffi_jax.release.commits import FOLDER, committed, folder_of
 from ediffi_jax.release.files import Release
-from ediffi_jax.release.places import CASCADE_FILE, bundled_encoders, find
+from ediffi_jax.release.places import CASCADE_FILE, bundled_encoders, find, place
 from ediffi_jax.release.spec import ReleaseError, StageSpec, sampler_from_json
 
 CHECKPOINT_FORMAT = 1
@@ -179,8 +179,10 @@ def _position(path: epath.Path) -> Mapping[str, Any]:
     return position
 
 
-def _encoders_folder(run: Run) -> Path:
-    """The folder of a run's encoders. Raises ReleaseError if it is not on this machine."""
+def _encoders_folder(run: Run) -> Path | epath.Path:
+    """The folder of a run's encoders. Raises ReleaseError if it is neither on this machine nor in a store."""
+    if stores.is_remote(run.encoders):
+        return stores.at(run.encoders)
     path = Path(run.encoders).expanduser()
     if path.is_dir():
         return path
@@ -235,7 +237,7 @@ def release_of_runs(stages: Mapping[str, Sequence[Run]], encoders_folder: str | 
     return Release(
         specs=tuple(spec for spec, _ in stacked),
         params=tuple(params for _, params in stacked),
-        encoders=Path(encoders_folder or _encoders_folder(runs[0])),
+        encoders=place(encoders_folder or _encoders_folder(runs[0])),
         encoders_fingerprint=runs[0].fingerprint,
         trained={name: [dict(run.trained) for run in group] for name, group in stages.items()},
     )

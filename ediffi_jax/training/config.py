@@ -39,7 +39,7 @@ DEFAULTS: dict[str, Any] = {
         "t5": 0.25,  # share of samples trained without T5's tokens
         "clip_image": 0.9,  # share of samples trained without CLIP's image embedding
     },
-    "encoders": "scenes",  # bundled name or folder
+    "encoders": "scenes",  # bundled name, folder, or gs://BUCKET/FOLDER
     "data": {
         "name": "scenes",  # or "synthetic" (no files), the folder of a TFDS data set; "A:0.7,B:0.3" mixes them
         "dir": "",  # where records are kept; "" is the default cache folder

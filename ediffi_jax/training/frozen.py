@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from ediffi_jax import encoders
+from ediffi_jax import encoders, stores
 from ediffi_jax.compilation import compute_dtype
 from ediffi_jax.conditioning import ConditioningSpec
 from ediffi_jax.data.config import DataConfig
@@ -42,12 +42,17 @@ FrozenEncoders = encoders.Encoders | PreparedEncoders | Unconditional
 
 
 def load_encoders(name: str, **options: Any) -> encoders.Encoders | Unconditional:
-    """Bundled encoders by name, those of a folder, or none for an empty name; `options` of `encoders.load`."""
+    """Bundled encoders by name, those of a folder or of an object store, none for an empty name.
+
+    `options` are those of `encoders.load`.
+    """
     return encoders.load(find(name), **options) if name else Unconditional()
 
 
 def find(name: str) -> epath.Path | Path:
     """The folder that a config's `encoders` means. Raises EncoderError: no such folder, and no bundled name."""
+    if stores.is_remote(name):
+        return stores.at(name)
     return epath.Path(name) if epath.Path(name).exists() else encoders.bundled(name)
 
 
@@ -75,7 +80,9 @@ def open_encoders(config: ConfigDict) -> FrozenEncoders:
 
 
 def is_here(name: str) -> bool:
-    """Whether there is anything where a config's `encoders` points, usable or not."""
+    """Whether there is anything on this machine where a config's `encoders` points, usable or not."""
+    if stores.is_remote(name):
+        return False  # nothing is copied here but by who needs the weights
     try:
         return bool(find(name))
     except encoders.EncoderError:
