@@ -9,7 +9,7 @@ from ediffi_jax.errors import nearest
 from ediffi_jax.reproduction.claim import Claim
 from ediffi_jax.reproduction.study import StudyError
 
-NAMES = ("ensemble", "embeddings", "paint", "style", "degradation", "trees")
+NAMES = ("ensemble", "embeddings", "paint", "style", "switching", "attention", "cost", "degradation", "trees")
 
 
 def chosen(names: Sequence[str] | None = None) -> list[Claim]:
