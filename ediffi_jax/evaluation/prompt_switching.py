@@ -65,19 +65,24 @@ def _case(rng: np.random.Generator) -> Case:
 
 def read(pictures: UInt8[np.ndarray, "n r r 3"], cases: Sequence[Case]) -> Read:
     """Of picture i, what belongs to the first and to the second prompt of case i: part of `PARTS` -> [n, 2]."""
-    rows = [[_parts(picture, scene) for scene in case.scenes] for picture, case in zip(pictures, cases, strict=True)]
+    rows = [_parts(picture, case) for picture, case in zip(pictures, cases, strict=True)]
     found = np.array(rows, bool).reshape(-1, 2, len(PARTS))
     return {part: found[:, :, index] for index, part in enumerate(PARTS)}
 
 
-def _parts(picture: UInt8[np.ndarray, "r r 3"], scene: scenes.Scene) -> tuple[bool, ...]:
-    score = scenes.score(picture, scene)
-    return score.colours and score.shapes, score.colours, score.shapes, _along(picture, scene.relation)
+def _parts(picture: UInt8[np.ndarray, "r r 3"], case: Case) -> list[tuple[bool, ...]]:
+    """For each prompt what of `PARTS` is found."""
+    axis, found = _axis(picture), []
+    for scene in case.scenes:
+        score = scenes.score(picture, scene)
+        found.append((score.colours and score.shapes, score.colours, score.shapes, scene.relation in axis))
+    return found
 
 
-def _along(picture: UInt8[np.ndarray, "r r 3"], relation: str) -> bool:
+def _axis(picture: UInt8[np.ndarray, "r r 3"]) -> tuple[str, ...]:
+    """The relations along which the two largest things stand; none where there are fewer."""
     seen = sorted(scenes.read(picture), key=lambda thing: -thing.width * thing.height)[:2]
     if len(seen) < 2:
-        return False
+        return ()
     across, down = abs(seen[0].x - seen[1].x), abs(seen[0].y - seen[1].y)
-    return across > down if relation in AXES[0] else down > across
+    return AXES[0] if across > down else AXES[1]
