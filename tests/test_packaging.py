@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from PIL import Image
 
@@ -163,6 +164,13 @@ def test_a_plain_install_is_small_and_extras_bring_the_rest(requirements: list[R
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert {marker for marker, _ in brought} == {f'extra == "{extra}"' for extra in EXTRAS}
     assert sorted(extra for extra in EXTRAS if f"`[{extra}]`" not in readme) == []
+
+
+def test_every_pin_admits_the_first_python_3_11() -> None:
+    """A system's Python may be 3.11.2, say, while these tests run on a later one."""
+    for name in pins("lock.txt", "test.txt", "docs.txt", "gcp.txt", "test_bare.txt"):
+        asked = importlib.metadata.metadata(name)["Requires-Python"] or ""
+        assert SpecifierSet(asked).contains("3.11.0"), f"{name} asks for Python {asked}"
 
 
 def test_bounds_admit_the_pins_and_colab(requirements: list[Requirement]) -> None:
