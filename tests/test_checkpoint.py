@@ -15,9 +15,10 @@ import pytest
 from training_fakes import Net, make_adamw, make_objective, make_state, same
 
 from ediffi_jax.training import checkpoint
-from ediffi_jax.training.checkpoint import Checkpoints, Position
+from ediffi_jax.training.checkpoint import Position
 from ediffi_jax.training.errors import CheckpointError
 from ediffi_jax.training.mesh import make_mesh, state_shardings
+from ediffi_jax.training.saving import Checkpoints
 from ediffi_jax.training.schedule import Phase
 
 TWO = Phase(steps=10, cuts=(0.5,))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from training_fakes import same
 
-from ediffi_jax.training import checkpoint, goodput
+from ediffi_jax.training import checkpoint, goodput, saving
 
 V1 = Path(__file__).parent / "fixtures" / "checkpoint_v1"
 RECIPE = """
@@ -63,7 +63,7 @@ def wait_for_step(process: subprocess.Popen, step: int) -> None:
 
 def half_written(workdir: Path) -> bool:
     """Whether a checkpoint is being written, or was left so by a kill."""
-    return any((workdir / "checkpoints").glob(f"*{checkpoint.TEMPORARY}*"))
+    return any((workdir / "checkpoints").glob(f"*{saving.TEMPORARY}*"))
 
 
 def kill_while_saving(workdir: Path, *words: str) -> bool:

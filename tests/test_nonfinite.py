@@ -13,7 +13,7 @@ from training_fakes import Net, same, small_config
 
 from ediffi_jax import models
 from ediffi_jax.data.batches import SyntheticAssembler
-from ediffi_jax.training import checkpoint, config_files, loop, nonfinite
+from ediffi_jax.training import checkpoint, config_files, loop, nonfinite, saving
 from ediffi_jax.training.errors import ConfigError, RestartError, TrainingError
 from ediffi_jax.training.nonfinite import Rollbacks
 
@@ -82,7 +82,7 @@ def test_rolled_back_it_ends_as_a_run_that_never_had_these_images(tmp_path: Path
     assert gap == {"checkpoint": 3, "step": 5, "start": 48, "end": 80, "cause": "loss of expert 1 became nan"}
     # Killed before the next checkpoint, it leaves the same images out once more.
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Checkpoints, "save", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(saving.Checkpoints, "save", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             loop.train(config(), tmp_path / "run")
     assert loop.train(config(), tmp_path / "run") == loop.FINISHED

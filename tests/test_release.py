@@ -23,8 +23,9 @@ from ediffi_jax.release import Release, ReleaseError, StageSpec
 from ediffi_jax.training import checkpoint
 from ediffi_jax.training import config as training_config
 from ediffi_jax.training import state as training_state
-from ediffi_jax.training.checkpoint import Checkpoints, Position
+from ediffi_jax.training.checkpoint import Position
 from ediffi_jax.training.config_files import to_json
+from ediffi_jax.training.saving import Checkpoints
 from ediffi_jax.training.schedule import Phase
 
 

@@ -18,7 +18,7 @@ import pytest
 from training_fakes import Net, small_config
 
 from ediffi_jax import models
-from ediffi_jax.training import checkpoint, loop
+from ediffi_jax.training import checkpoint, loop, saving
 from ediffi_jax.training.errors import RestartError, StorageError
 from ediffi_jax.training.observers import Observer
 from ediffi_jax.training.storage import writing
@@ -97,7 +97,7 @@ def test_a_save_that_fails_in_the_background_is_noticed_at_the_next_logged_step(
     steps, make, config = [], loop.make_observers, small_config()
     config.phases = ({"steps": 100, "cuts": (), "parents": ()},)
     config.update({"save_every": 50, "log_every": 1, "eval_every": 0, "sample_every": 0})
-    monkeypatch.setattr(checkpoint.ocp, "save_checkpointables_async", lambda *args, **options: Failing())
+    monkeypatch.setattr(saving.ocp, "save_checkpointables_async", lambda *args, **options: Failing())
     monkeypatch.setattr(loop, "make_observers", lambda *args: [*make(*args), Watch()])
     with pytest.raises(StorageError, match="checkpoints/50 cannot be written: .*No space left on device"):
         loop.train(config, tmp_path)

@@ -17,7 +17,7 @@ from training_fakes import same
 
 from ediffi_jax import cascade, pictures, release, samples, stores
 from ediffi_jax.release import commits
-from ediffi_jax.training import checkpoint, config_files, lines
+from ediffi_jax.training import checkpoint, config_files, lines, saving
 from ediffi_jax.training import config as training_config
 from ediffi_jax.training.errors import StorageError
 from ediffi_jax.training.observers import Files
@@ -107,7 +107,7 @@ def test_a_step_saved_anew_has_a_higher_version_and_only_whole_ones_count(store)
         if whole:
             (folder / name / commits.MARKER).write_text("")
     assert [path.name for path in commits.committed(folder).values()] == ["3", "6.1"]
-    checkpoints = checkpoint.Checkpoints(RUN)
+    checkpoints = saving.Checkpoints(RUN)
     assert checkpoints.steps() == [3, 6]
     assert sorted({name.split("/")[3] for name in store.names("bucket/run/checkpoints")}) == ["3", "6.1"]
 

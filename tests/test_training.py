@@ -18,7 +18,7 @@ from training_fakes import Net, make_adamw, make_batch, make_objective, make_sta
 from ediffi_jax import models
 from ediffi_jax.errors import UserError
 from ediffi_jax.experts import Ensemble
-from ediffi_jax.training import branching, checkpoint, config_files, loop, observers
+from ediffi_jax.training import branching, checkpoint, config_files, loop, observers, saving
 from ediffi_jax.training.chrono import Chrono
 from ediffi_jax.training.errors import ConfigError, TrainingError
 from ediffi_jax.training.evaluate import BINS, make_quantile_loss
@@ -148,7 +148,7 @@ def test_a_last_phase_without_steps_leaves_its_branching(finished: Path, tmp_pat
     assert same(newest(tmp_path)["ema"], jax.tree.map(lambda leaf: np.asarray(leaf)[[0, 0]], before))
     assert [file.name for file in path.parent.iterdir()] == ["4"]
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Checkpoints, "save", None)  # nothing is left to save
+        patch.setattr(saving.Checkpoints, "save", None)  # nothing is left to save
         assert loop.train(config, tmp_path) == loop.FINISHED
     config.phases = (*config.phases[:1], ConfigDict(branching_only | {"steps": 4}))
     assert loop.train(config, tmp_path) == loop.FINISHED

@@ -98,8 +98,9 @@ def real(
             there = file.exists()
         if there:
             return reference.load(file, net, asked, resolution, number)
-        make_folder(file.parent, remote=True)
     before()
+    if path:
+        make_folder(file.parent, remote=True)
     made = reference.make(net, asked, resolution, number)
     if path:
         reference.save(made, path)

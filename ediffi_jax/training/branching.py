@@ -16,9 +16,10 @@ from orbax.checkpoint import v1 as ocp
 
 from ediffi_jax import experts, stores
 from ediffi_jax.training import checkpoint, config_files
-from ediffi_jax.training.checkpoint import Checkpoints, Position
+from ediffi_jax.training.checkpoint import Position
 from ediffi_jax.training.config import validate
 from ediffi_jax.training.errors import ConfigError
+from ediffi_jax.training.saving import Checkpoints
 from ediffi_jax.training.schedule import Phase, check_phase, warn_of_strangers
 
 

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from ediffi_jax import stores
 from ediffi_jax.training import goodput
 from ediffi_jax.training.calls import Call, Calls
-from ediffi_jax.training.checkpoint import Checkpoints, Position
+from ediffi_jax.training.checkpoint import Position
 from ediffi_jax.training.chrono import Chrono
 from ediffi_jax.training.config import profile_steps
 from ediffi_jax.training.config_files import check_same_run, read_workdir, write_workdir
@@ -33,6 +33,7 @@ from ediffi_jax.training.observers import Profile
 from ediffi_jax.training.ownership import owned
 from ediffi_jax.training.preview import make_preview
 from ediffi_jax.training.run import Run
+from ediffi_jax.training.saving import Checkpoints
 from ediffi_jax.training.schedule import Phase, warn_of_strangers
 from ediffi_jax.training.session import Session, make_observers
 from ediffi_jax.training.signals import StopRequest

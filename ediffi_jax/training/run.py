@@ -23,13 +23,14 @@ from ediffi_jax.data.batches import Part
 from ediffi_jax.errors import nearest
 from ediffi_jax.noise import LogNormal
 from ediffi_jax.training import checkpoint
-from ediffi_jax.training.checkpoint import Checkpoints, Position
+from ediffi_jax.training.checkpoint import Position
 from ediffi_jax.training.config import validate
 from ediffi_jax.training.config_files import to_json
 from ediffi_jax.training.errors import CheckpointError
 from ediffi_jax.training.frozen import FrozenEncoders, encoder_params, open_encoders
 from ediffi_jax.training.mesh import check_batch_size, local_part, make_mesh, state_shardings
 from ediffi_jax.training.objective import Objective
+from ediffi_jax.training.saving import Checkpoints
 from ediffi_jax.training.schedule import Phase
 from ediffi_jax.training.state import TrainState, branch, create, make_optimizer
 from ediffi_jax.training.unconditional import Unconditional

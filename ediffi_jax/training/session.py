@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from ediffi_jax.training.checkpoint import Checkpoints, Position
+from ediffi_jax.training.checkpoint import Position
 from ediffi_jax.training.chrono import Chrono
 from ediffi_jax.training.config_files import to_json
 from ediffi_jax.training.goodput import Goodput
@@ -17,6 +17,7 @@ from ediffi_jax.training.observers import Console, Files, Observer, TensorBoard,
 from ediffi_jax.training.ownership import Ownership
 from ediffi_jax.training.records import Records
 from ediffi_jax.training.run import Run
+from ediffi_jax.training.saving import Checkpoints
 from ediffi_jax.training.signals import StopRequest
 
 
