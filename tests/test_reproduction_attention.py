@@ -20,7 +20,7 @@ def _row(null: float) -> attention.Row:
     """A fifth on CLIP, the rest on T5; two layers, one of which has all of the null token's share."""
     return {
         "shares": {"clip_text": 0.2, "t5": 0.8 - null, "clip_image": 0.0, "null": null},
-        "null": {"one": [2 * null, 2 * null], "other": [0.0, 0.0]},
+        "null": {"down1_0": [2 * null, 2 * null], "middle1": [0.0, 0.0]},
     }
 
 
@@ -43,7 +43,10 @@ def test_findings_are_differences_of_quarters(
     np.testing.assert_allclose(high, nulls[-1] + 0.001 * np.arange(3))
     jumps = [finding.mean for finding in result.findings if "cut" in finding.what]
     np.testing.assert_allclose(jumps, [nulls[0] - nulls[1], nulls[2] - nulls[3]])
-    assert [row[0] for row in result.tables[0].rows] == ["one", "other"]
+    assert [row[0] for row in result.tables[0].rows] == ["down1_0", "middle1"]
+    sides = {f.what: f.mean for f in result.findings if "layers of" in f.what}
+    assert sides["null token in layers of 8x8, low noise"] == pytest.approx(2 * nulls[0] + 0.002)
+    assert sides["null token in layers of 4x4, high noise"] == 0
     assert (tmp_path / result.pictures[0].file).exists()
 
 

@@ -8,6 +8,7 @@ and the null token's sum to 1, so what the one gains the other loses.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,7 @@ def _result(rows: Rows, number: int, levels: int, stage: Stage, folder: Path) ->
         finding("share on CLIP text, high less low noise", gained("clip_text")),
         finding("told by T5 alone: share on T5, high less low noise", gained("t5"), "T5 alone"),
         finding("told by CLIP alone: share on CLIP text, high less low noise", gained("clip_text"), "CLIP alone"),
+        *_by_resolution(finding, rows, stage),
         *_experts(finding, levels, stage),
     ]
     _draw(rows, levels, stage, folder / "shares.png")
@@ -151,7 +153,34 @@ def _result(rows: Rows, number: int, levels: int, stage: Stage, folder: Path) ->
                 ),
             ),
         ),
+        remarks=(
+            "The paper's base attends to the text at 32, 16 and 8 of 64 pixels; in the coarsest layers here a pixel covers"
+            " about an object, and the mean counts them as any other.",
+        ),
     )
+
+
+def _by_resolution(finding: Callable[..., Finding], rows: Rows, stage: Stage) -> list[Finding]:
+    """The null token's share in the layers of each resolution."""
+    groups: dict[int, list[str]] = {}
+    for block in _blocks(rows):
+        groups.setdefault(_resolution(block, stage), []).append(block)
+
+    def share(blocks: list[str], of: Callable[[np.ndarray], float], row: Mapping[str, Any]) -> float:
+        return of(np.mean([_null(row, block).mean(axis=1) for block in blocks], axis=0))
+
+    return [
+        finding(f"null token in layers of {side}x{side}, {noise} noise", functools.partial(share, blocks, of))
+        for side, blocks in sorted(groups.items(), reverse=True)
+        for noise, of in (("low", _low), ("high", _high))
+    ]
+
+
+def _resolution(block: str, stage: Stage) -> int:
+    """Of a block by its name: down1_0 and up1_0 are of level 1, middle ones of the last."""
+    level = re.fullmatch(r"(?:down|up)(\d+)_\d+", block)
+    depth = int(level[1]) if level else len(stage.spec.model["channel_mults"]) - 1
+    return stage.spec.resolution >> depth
 
 
 def _experts(finding: Callable[..., Finding], levels: int, stage: Stage) -> list[Finding]:
