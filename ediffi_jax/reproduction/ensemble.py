@@ -16,6 +16,7 @@ from ediffi_jax.reproduction.tree_measures import GUIDANCE, PARTS, point_at, sha
 SINGLE, ENSEMBLE = "single", "extremes"
 MODELS = tuple((regime, tree) for regime in tree_runs.REGIMES for tree in (SINGLE, ENSEMBLE))
 EDGES = (0.0, *tree_runs.TREES[ENSEMBLE], 1.0)
+FLAT = 0.5  # percent by which a flat base's loss falls at most over the last fifth of its images
 SPANS = tuple(zip(EDGES[:-1], EDGES[1:], strict=True))
 
 
@@ -27,33 +28,22 @@ def run(study: Study) -> Result:
     right = {m: [tree_measures.shares(study, seed, *m) for seed in study.seeds] for m in MODELS}
     curves = {m: tree_measures.curve_of(_name(*m), drawn[m]) for m in MODELS}
     best = tree_measures.best_guidance(curves["late", SINGLE])
-    _draw_losses(study, losses)
-    curve_picture.plot([curves[m] for m in MODELS if m[0] == "late"], study.folder / "fid_clip.png")
     late, early = (_compared(study, losses, drawn, right, regime, best) for regime in tree_runs.REGIMES)
+    flatness = _flatness(study, bases)
     return Result(
-        findings=(*_decisive(late), *late[3:], *early, _flatness(study, bases)),
+        findings=(*_decisive(late), *late[3:], *early, flatness),
         how=tree_runs.described(study)
         + " The ensemble has three experts, cut at 1/8 and 3/4 of p(σ). Late: branched when the base is trained; early:"
         " after a tenth of its images, with as many images afterwards as late. Accuracy: what the scorer reads in"
         f" pictures of {tree_runs.SIZES[study.budget].prompts} held-out prompts of two objects in a relation.",
         tables=(_loss_table(losses), _picture_table(study, drawn, right)),
-        pictures=(
-            Picture(
-                file="loss.png",
-                caption="Change of held-out denoising loss from single model to ensemble at each noise level, mean and"
-                " standard deviation over seeds; dashed: the experts' edges. Below 0 the ensemble is better.",
-            ),
-            Picture(
-                file="fid_clip.png",
-                caption="FID against CLIP score over guidance weights, branched late; bars are standard deviations over"
-                " seeds. Features and scores by the bundled tower: comparable within this page only.",
-            ),
-        ),
+        pictures=_pictures(study, losses, curves),
+        remarks=_remarks(flatness),
     )
 
 
 def _compared(study: Study, losses: dict, drawn: dict, right: dict, regime: str, w: float) -> list[Finding]:
-    """From single model to ensemble: loss, FID, what is right; then loss by interval, and what is right by part."""
+    """From single model to ensemble: loss, FID and accuracy at weight w; then by interval, by part, at all weights."""
     size = tree_runs.SIZES[study.budget]
     curves = list(zip(losses[regime, SINGLE], losses[regime, ENSEMBLE], strict=True))
     told = list(zip(drawn[regime, SINGLE], drawn[regime, ENSEMBLE], strict=True))
@@ -70,13 +60,19 @@ def _compared(study: Study, losses: dict, drawn: dict, right: dict, regime: str,
         what = f"branched {regime}: difference of {what} at w = {w:g}, percentage points"
         return Finding(what=what, values=values, n=size.prompts, digits=1)
 
-    fids = tuple(point_at(b, w)["fid"] - point_at(a, w)["fid"] for a, b in told)
+    def drawn_at(guidance: float, measure: str, name: str, digits: int) -> Finding:
+        values = tuple(point_at(b, guidance)[measure] - point_at(a, guidance)[measure] for a, b in told)
+        what = f"branched {regime}: difference of {name} at w = {guidance:g}"
+        return Finding(what=what, values=values, n=size.drawn, digits=digits)
+
     return [
         loss("all noise levels", 0.0, 1.0),
-        Finding(what=f"branched {regime}: difference of FID at w = {w:g}", values=fids, n=size.drawn, digits=2),
+        drawn_at(w, "fid", "FID", 2),
         accuracy("accuracy (mean of the scorer's four parts)", ""),
         *(loss(f"quantiles {low:g} to {high:g}", low, high) for low, high in SPANS),
         *(accuracy(f"{part} right", part) for part in PARTS),
+        *(drawn_at(other, "fid", "FID", 2) for other in GUIDANCE if other != w),
+        *(drawn_at(each, "clip_score", "CLIP score", 4) for each in GUIDANCE),
     ]
 
 
@@ -88,6 +84,16 @@ def _decisive(late: list[Finding]) -> list[Finding]:
         dataclasses.replace(fid, below=0),
         dataclasses.replace(accuracy, above=0),
     ]
+
+
+def _remarks(flatness: Finding) -> tuple[str, ...]:
+    """What limits the finding, if it does."""
+    if flatness.mean < FLAT:
+        return ()
+    return (
+        "The base was not flat when it was branched late: over the last fifth of its images, at a constant learning"
+        f" rate, its held-out loss fell by another {flatness.mean:.1f} %.",
+    )
 
 
 def _flatness(study: Study, bases: list) -> Finding:
@@ -136,12 +142,25 @@ def _picture_table(study: Study, drawn: dict, right: dict) -> Table:
     return Table(title=title, head=head, rows=tuple(rows))
 
 
-def _draw_losses(study: Study, losses: dict) -> None:
-    lines = {}
+def _pictures(study: Study, losses: dict, curves: dict) -> tuple[Picture, ...]:
+    """Draws them into the study's folder: losses over noise levels, and for each regime the FID–CLIP curves."""
+    lines, pictures = {}, []
     for regime in tree_runs.REGIMES:
         pairs = zip(losses[regime, SINGLE], losses[regime, ENSEMBLE], strict=True)
         lines[f"branched {regime}"] = [100 * (second / first - 1) for first, second in pairs]
+        file = f"fid_clip_{regime}.png"
+        curve_picture.plot([curves[regime, SINGLE], curves[regime, ENSEMBLE]], study.folder / file)
+        caption = (
+            f"FID against CLIP score over guidance weights, branched {regime}; bars are standard deviations over seeds."
+            " Features and scores by the bundled tower: comparable within this page only."
+        )
+        pictures.append(Picture(file=file, caption=caption))
     tree_measures.draw_changes(study.folder / "loss.png", lines, tree_runs.TREES[ENSEMBLE])
+    caption = (
+        "Change of held-out denoising loss from single model to ensemble at each noise level, mean and standard"
+        " deviation over seeds; dashed: the experts' edges. Below 0 the ensemble is better."
+    )
+    return Picture(file="loss.png", caption=caption), *pictures
 
 
 CLAIM = Claim(
