@@ -14,7 +14,7 @@ from pathlib import Path
 
 from etils import epath
 
-from ediffi_jax.errors import UserError
+from ediffi_jax.errors import UserError, install
 
 TIMEOUT_VARIABLE = "EDIFFI_STORE_TIMEOUT"
 TIMEOUT = 60.0  # seconds for one request to be answered
@@ -92,7 +92,7 @@ def failure(error: Exception) -> StoreError | None:
     if isinstance(error, TimeoutError) and error.errno is None:  # a disk's has a number
         return SilentStoreError(f"the store did not answer within {timeout():g} s ({TIMEOUT_VARIABLE})")
     if isinstance(error, ImportError) and "gcsfs" in str(error):
-        return StoreError(f"{error}; gs:// needs the package gcsfs: pip install 'ediffi_jax[gcp]'")
+        return StoreError(f"{error}; gs:// needs gcsfs: {install('gcp')}")
     if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in CLIENTS:
         return StoreError(" ".join(str(error).split())[:300] or type(error).__name__)
     return None

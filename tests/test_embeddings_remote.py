@@ -14,6 +14,7 @@ from ediffi_jax import encoders
 from ediffi_jax.data import embeddings, folders
 from ediffi_jax.data.loader import LoaderError, make_loader
 from ediffi_jax.data.scenes.builder import ScenesConfig, prepare
+from ediffi_jax.stores import StoreError
 from ediffi_jax.training import config as training_config
 from ediffi_jax.training import embedder, encode
 
@@ -117,6 +118,6 @@ def test_a_store_without_its_client_is_one_line(prepared, monkeypatch) -> None:
         raise ImportError("Please install gcsfs to access Google Storage")
 
     monkeypatch.setattr(type(backend.fsspec_backend), "_get_filesystem", missing)
-    with pytest.raises(LoaderError, match=r"needs gcsfs: pip install '.*\[gcp\]'") as caught:
+    with pytest.raises(StoreError, match=r"needs gcsfs: pip install '.*\[gcp\]'") as caught:
         run(config, OUT)
     assert "\n" not in str(caught.value)

@@ -8,12 +8,11 @@ store    one upload makes an object. Nothing is moved, appended to or locked, fo
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from etils import epath
@@ -21,7 +20,6 @@ from etils import epath
 from ediffi_jax import stores
 from ediffi_jax.copies import cache_home
 from ediffi_jax.data.views import LoaderError
-from ediffi_jax.errors import install
 from ediffi_jax.stores import is_remote
 
 TEMPORARY = ".tmp"
@@ -94,13 +92,13 @@ class ObjectStore:
     path: epath.Path
 
     def make(self) -> None:
-        """Prefixes need no making. Raises LoaderError if the store's client is not installed, OSError if it fails."""
-        with client(self.path):
+        """Prefixes need no making. Raises StoreError if it fails, or its client is not installed."""
+        with stores.reaching(self.path):
             self.path.exists()
 
     def size(self, name: str) -> int | None:
         """Bytes of an object, None without it."""
-        with client(self.path):
+        with stores.reaching(self.path):
             try:
                 return (self.path / name).stat().length
             except FileNotFoundError:
@@ -108,17 +106,17 @@ class ObjectStore:
 
     def read(self, name: str) -> str:
         """A text. Raises OSError."""
-        with client(self.path):
+        with stores.reaching(self.path):
             return (self.path / name).read_text()
 
     def bytes(self, name: str) -> bytes:
         """A small object. Raises OSError."""
-        with client(self.path):
+        with stores.reaching(self.path):
             return (self.path / name).read_bytes()
 
     def write(self, name: str, fill: Callable[[Path], None]) -> int:
         """Lets `fill` write a file here and uploads it; returns its size. Raises OSError, and what `fill` raises."""
-        with tempfile.TemporaryDirectory() as folder, client(self.path):
+        with tempfile.TemporaryDirectory() as folder, stores.reaching(self.path):
             temporary = Path(folder) / name
             fill(temporary)
             epath.Path(temporary).copy(self.path / name, overwrite=True)
@@ -126,7 +124,7 @@ class ObjectStore:
 
     def remove(self, name: str) -> None:
         """Removes an object, if it is there. Raises OSError."""
-        with client(self.path):
+        with stores.reaching(self.path):
             (self.path / name).unlink(missing_ok=True)
 
     def sweep(self, ours: Callable[[str], bool]) -> None:
@@ -148,7 +146,7 @@ class ObjectStore:
         try:
             if not copy.exists() or copy.stat().st_size != self.size(name):
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(dir=copy.parent) as folder, client(self.path):
+                with tempfile.TemporaryDirectory(dir=copy.parent) as folder, stores.reaching(self.path):
                     (self.path / name).copy(Path(folder) / name)
                     (Path(folder) / name).replace(copy)
         except OSError as error:
@@ -159,13 +157,3 @@ class ObjectStore:
 def folder_at(path: str | os.PathLike[str]) -> Disk | ObjectStore:
     """The folder of a path or a URL."""
     return ObjectStore(stores.at(path)) if is_remote(path) else Disk(Path(path))
-
-
-@contextlib.contextmanager
-def client(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns a client that is not installed into one line, a LoaderError, and a store's failure into a StoreError."""
-    try:
-        with stores.reaching(path):
-            yield
-    except ImportError as error:
-        raise LoaderError(f"{path}: {error}; gs:// needs gcsfs: {install('gcp')}") from error

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, UInt64
 
 from ediffi_jax import stores
-from ediffi_jax.data.folders import client, folder_at
+from ediffi_jax.data.folders import folder_at
 from ediffi_jax.data.prepare import hashing, sources
 from ediffi_jax.data.prepare.decode import Decoder
 from ediffi_jax.data.prepare.reasons import PrepareError, Rejection
@@ -52,7 +52,7 @@ def load(paths: tuple[str, ...]) -> Listed:
     shas, phashes = set(), set()
     for path in paths:
         try:
-            with client(path):
+            with stores.reaching(path):
                 lines = stores.at(path).expanduser().read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise PrepareError(f"--exclude={path} cannot be read: {error}") from error

@@ -20,7 +20,6 @@ from typing import Any
 from etils import epath
 
 from ediffi_jax import stores
-from ediffi_jax.data.folders import client
 from ediffi_jax.data.prepare.captions import texts
 from ediffi_jax.data.prepare.reasons import PrepareError, Rejection
 from ediffi_jax.data.prepare.settings import Settings, digest
@@ -79,12 +78,12 @@ def list_units(location: str, settings: Settings, *, data_dir: str = "", split: 
 
     Raises:
         PrepareError: nothing there, or nothing that can be read.
-        LoaderError: the client of an object store is not installed.
+        StoreError: a store failed, or its client is not installed.
     """
     if location.startswith("tfds:"):
         return _module("builders").units_of_builder(location.removeprefix("tfds:"), split, data_dir)
     path = stores.at(location).expanduser()
-    with client(path):
+    with stores.reaching(path):
         return _units_at(path, location, settings, split)
 
 
