@@ -17,22 +17,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ediffi_jax import figures
 from ediffi_jax.attention_maps import maps_fn, shares
 from ediffi_jax.cascade import Cascade, load
 from ediffi_jax.conditioning import Conditioning, select
 from ediffi_jax.evaluation import protocols
 from ediffi_jax.evaluation.quantile_loss import midpoints
 from ediffi_jax.evaluation.scenes_accuracy import box_average
+from ediffi_jax.reproduction import tree_runs
+from ediffi_jax.reproduction.bundled import opened, plt
 from ediffi_jax.reproduction.claim import Claim, Finding, Picture, Result, Table
 from ediffi_jax.reproduction.study import Study
 from ediffi_jax.stage import TEXT, Stage
 
-plt = figures.pyplot("launch.reproduce", "eval")
-
 # (pictures a seed, noise levels: a multiple of 4)
 SIZES = {"seconds": (4, 4), "minutes": (64, 16), "hours": (128, 24)}
 TOLD = {"both": TEXT, "T5 alone": ("t5",), "CLIP alone": ("clip_text",)}
+OWN = "own"  # a model of this seed, told by both
 SOURCE = 64  # resolution of the renders that the base's pictures are averaged from, as in training
 MOST = 0.5  # "nearly all" is at least more than half
 
@@ -40,29 +40,40 @@ Row = dict[str, Any]  # "shares": {part: share}, "null": {block: [share of each 
 
 
 def run(study: Study) -> Result:
-    """See `Claim.run`."""
+    """See `Claim.run`.
+
+    Raises:
+        Interrupted: stopped while training; calling again continues.
+    """
     number, levels = SIZES[study.budget]
-    cascade = functools.cache(lambda: load(study.cascade))
-    rows = {
-        seed: {
-            told: study.remembered(
-                f"seed{seed}/{told.replace(' ', '_')}",
-                functools.partial(_measure, cascade, seed, number, levels, encoders),
+    cascade = functools.cache(lambda: opened(study.cascade))
+    rows = {}
+    for seed in study.seeds:
+        asked = {told: (cascade, encoders) for told, encoders in TOLD.items()}
+        asked[OWN] = functools.partial(_own, study, seed), TEXT
+        rows[seed] = {
+            name: study.remembered(
+                f"seed{seed}/{name.replace(' ', '_')}",
+                functools.partial(_measure, model, seed, number, levels, encoders),
                 pictures=number, levels=levels,
             )
-            for told, encoders in TOLD.items()
-        }
-        for seed in study.seeds
-    }  # fmt: skip
+            for name, (model, encoders) in asked.items()
+        }  # fmt: skip
     return _result(rows, number, levels, cascade().stages[0], study.folder)
 
 
+def _own(study: Study, seed: int) -> Cascade:
+    """A single model trained from scratch, which other claims branch."""
+    return load(tree_runs.base(study, seed, "late"))
+
+
 def _measure(
-    cascade: Callable[[], Cascade], seed: int, number: int, levels: int, encoders: Sequence[str]
+    model: Callable[[], Cascade], seed: int, number: int, levels: int, encoders: Sequence[str]
 ) -> dict[str, Any]:
     """The shares at every level, on both sides of every cut with the same noise, and where sampling ends and begins."""
-    stage = cascade().stages[0]
-    images, cond = _pictures(cascade(), seed, number, encoders)
+    cascade = model()
+    stage = cascade.stages[0]
+    images, cond = _pictures(cascade, seed, number, encoders)
     maps = maps_fn(stage, cond)
 
     def look(sigma: float, key: jax.Array) -> Row:
@@ -94,6 +105,11 @@ def _curve(row: Mapping[str, Any], part: str) -> np.ndarray:
     """A part's share at every level; "text" is both encoders' together."""
     names = TEXT if part == "text" else (part,)
     return np.array([sum(at["shares"][name] for name in names) for at in row["curve"]])
+
+
+def _fall(row: Mapping[str, Any]) -> float:
+    curve = _curve(row, "null")
+    return _low(curve) - _high(curve)
 
 
 def _low(curve: np.ndarray) -> float:
@@ -130,6 +146,10 @@ def _result(rows: Rows, number: int, levels: int, stage: Stage, folder: Path) ->
         finding("share on CLIP text, high less low noise", gained("clip_text")),
         finding("told by T5 alone: share on T5, high less low noise", gained("t5"), "T5 alone"),
         finding("told by CLIP alone: share on CLIP text, high less low noise", gained("clip_text"), "CLIP alone"),
+        finding("one model trained from scratch a seed: null token, low less high noise", _fall, OWN),
+        finding(
+            "one model trained from scratch a seed: null token at low noise", lambda r: _low(_curve(r, "null")), OWN
+        ),
         *_by_resolution(finding, rows, stage),
         *_experts(finding, levels, stage),
     ]
@@ -140,7 +160,9 @@ def _result(rows: Rows, number: int, levels: int, stage: Stage, folder: Path) ->
             f"Stage {stage.spec.name!r} of the release, which has {stage.ensemble.num_experts} experts; {number} scenes"
             f" a seed that training did not draw, with captions in free phrasing, noised at {levels} quantiles of"
             " p(sigma). Softmax weights of all cross-attention layers; padding is masked, so tokens are a caption's own"
-            " and the null token. Seeds are scenes and noise; the network is one."
+            " and the null token. Seeds are scenes and noise, and the network is one, but for the models trained from"
+            " scratch: those are the small ones, of one expert and with cross-attention at 4x4 alone, that the claims"
+            " about experts branch."
         ),
         tables=(_by_layer(rows, levels),),
         pictures=(
@@ -154,8 +176,8 @@ def _result(rows: Rows, number: int, levels: int, stage: Stage, folder: Path) ->
             ),
         ),
         remarks=(
-            "The paper's base attends to the text at 32, 16 and 8 of 64 pixels; in the coarsest layers here a pixel covers"
-            " about an object, and the mean counts them as any other.",
+            "The paper's base attends to the text at 32, 16 and 8 of 64 pixels; in the coarsest layers here a pixel"
+            " covers about an object, and the mean counts them as any other.",
         ),
     )
 

@@ -18,13 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ediffi_jax import conditioning, experts, figures, models, samplers
-from ediffi_jax.cascade import Cascade, load
+from ediffi_jax import conditioning, experts, models, samplers
+from ediffi_jax.cascade import Cascade
 from ediffi_jax.denoiser import precondition
+from ediffi_jax.reproduction.bundled import opened, plt
 from ediffi_jax.reproduction.claim import Claim, Finding, Picture, Result, Table
 from ediffi_jax.reproduction.study import Study
-
-plt = figures.pyplot("launch.reproduce", "eval")
 
 CHEAP, DEAR = 1.1, 2.0  # four experts cost less than this, four times the depth more
 BATCH, STEPS = 4, 8
@@ -72,7 +71,7 @@ class Program:
 def run(study: Study) -> Result:
     """See `Claim.run`."""
     size = SIZES[study.budget]
-    cascade = load(study.cascade)
+    cascade = opened(study.cascade)
     variants = _variants(cascade, size)
     programs = functools.cache(lambda: {name: _program(cascade, *variant) for name, variant in variants.items()})
     settings = {"experts": size.experts, "batch": BATCH, "steps": STEPS, "model": dict(size.model)}

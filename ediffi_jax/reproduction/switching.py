@@ -16,19 +16,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
-from ediffi_jax import figures, guidance, samplers
-from ediffi_jax.cascade import Cascade, load, to_uint8
+from ediffi_jax import guidance, samplers
+from ediffi_jax.cascade import Cascade, to_uint8
 from ediffi_jax.conditioning import Conditioning, select
 from ediffi_jax.evaluation import prompt_switching
 from ediffi_jax.evaluation.prompt_switching import PARTS, Case
 from ediffi_jax.release import SamplerSpec
+from ediffi_jax.reproduction.bundled import Pictures, opened, plt
 from ediffi_jax.reproduction.claim import Claim, Finding, Picture, Result, Table
 from ediffi_jax.reproduction.study import Study
 from ediffi_jax.stage import INITIAL_NOISE, TEXT, Stage, image_keys, noise_grid
-
-plt = figures.pyplot("launch.reproduce", "eval")
 
 SHARES = (0.0, 0.07, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 SHOWN = (0.0, 0.07, 0.3, 0.6, 0.8, 1.0)  # in the picture of pictures
@@ -38,7 +37,6 @@ NEARLY_ALL = 0.9  # of the pictures: what counts as "unchanged" and as "entirely
 SIZES = {"seconds": (2, 2), "minutes": (32, 16), "hours": (64, 32)}
 ROWS = 4
 
-Pictures = UInt8[np.ndarray, "n r r 3"]
 Draw = Callable[[float], Pictures]  # share of the steps that see the second prompt -> a picture of each pair
 Parts = Mapping[float, Mapping[str, Any]]  # share -> what a remembered part holds
 
@@ -58,7 +56,7 @@ def switch_level(sigmas: Float[np.ndarray, "n"], share: float) -> float:
 def run(study: Study) -> Result:
     """See `Claim.run`."""
     number, batch = SIZES[study.budget]
-    cascade = functools.cache(lambda: load(study.cascade))
+    cascade = functools.cache(lambda: opened(study.cascade))
     program = functools.cache(lambda: _program(cascade().stages[0]))
     seeds: dict[int, Parts] = {}
     for seed in study.seeds:
