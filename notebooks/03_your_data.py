@@ -5,8 +5,9 @@
 # `FOLDER` to a folder of your own, each picture with its caption beside it (`cat.jpg`, `cat.txt`); without one, some
 # are drawn.
 #
-# On a CPU it shows that everything runs. For pictures worth looking at: a GPU, more pixels, thousands of steps, and real
-# encoders in the place of the bundled ones, which know the words of drawn scenes only (`docs/weights.md`).
+# On a CPU it shows that everything runs, in three minutes of processor time. For pictures worth looking at: a GPU, more
+# pixels, thousands of steps, and real encoders in the place of the bundled ones, which know the words of drawn scenes
+# only (`docs/weights.md`).
 
 # %%
 # Installs the package where it is missing; what Colab has of jax, numpy and protobuf stays as it is.
