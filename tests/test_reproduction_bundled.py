@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,14 @@ from ediffi_jax.reproduction.study import Study
 from ediffi_jax.stage import CascadeError
 
 SEEDS = (3, 4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def loaded_once():
+    once = functools.cache(bundled.load)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(bundled, "load", once)
+        yield
 
 
 @pytest.fixture
