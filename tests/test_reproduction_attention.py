@@ -45,8 +45,8 @@ def test_findings_are_differences_of_quarters(
     np.testing.assert_allclose(jumps, [nulls[0] - nulls[1], nulls[2] - nulls[3]])
     assert [row[0] for row in result.tables[0].rows] == ["down1_0", "middle1"]
     sides = {f.what: f.mean for f in result.findings if "layers of" in f.what}
-    assert sides["null token in layers of 8x8, low noise"] == pytest.approx(2 * nulls[0] + 0.002)
-    assert sides["null token in layers of 4x4, high noise"] == 0
+    assert sides["null token in layers of 8×8, low noise"] == pytest.approx(2 * nulls[0] + 0.002)
+    assert sides["null token in layers of 4×4, high noise"] == 0
     assert (tmp_path / result.pictures[0].file).exists()
 
 

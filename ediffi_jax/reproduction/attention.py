@@ -1,6 +1,6 @@
 """Cross-attention over the noise level: when is the text looked at, and when does attention rest on the null token?
 
-Held-out scenes as training shows them, noised at the midpoints of equal cells of p(sigma), each level seen by the
+Held-out scenes as training shows them, noised at the midpoints of equal cells of p(σ), each level seen by the
 expert that owns it. Shares are means over layers, heads, pixels and pictures; without a picture for CLIP the text's
 and the null token's sum to 1, so what the one gains the other loses.
 """
@@ -132,7 +132,7 @@ def _result(rows: Rows, number: int, levels: int, stage: Stage, folder: Path) ->
 
     findings = [
         finding(
-            "share on text at high noise (top quarter of p(sigma)) less at low noise (lowest quarter);"
+            "share on text at high noise (top quarter of p(σ)) less at low noise (lowest quarter);"
             " of the null token, low less high, the same",
             gained("text"),
             above=0.0,
@@ -159,9 +159,9 @@ def _result(rows: Rows, number: int, levels: int, stage: Stage, folder: Path) ->
         how=(
             f"Stage {stage.spec.name!r} of the release, which has {stage.ensemble.num_experts} experts; {number} scenes"
             f" a seed that training did not draw, with captions in free phrasing, noised at {levels} quantiles of"
-            " p(sigma). Softmax weights of all cross-attention layers; padding is masked, so tokens are a caption's own"
+            " p(σ). Softmax weights of all cross-attention layers; padding is masked, so tokens are a caption's own"
             " and the null token. Seeds are scenes and noise, and the network is one, but for the models trained from"
-            " scratch: those are the small ones, of one expert and with cross-attention at 4x4 alone, that the claims"
+            " scratch: those are the small ones, of one expert and with cross-attention at 4×4 alone, that the claims"
             " about experts branch."
         ),
         tables=(_by_layer(rows, levels),),
@@ -192,7 +192,7 @@ def _by_resolution(finding: Callable[..., Finding], rows: Rows, stage: Stage) ->
         return of(np.mean([_null(row, block).mean(axis=1) for block in blocks], axis=0))
 
     return [
-        finding(f"null token in layers of {side}x{side}, {noise} noise", functools.partial(share, blocks, of))
+        finding(f"null token in layers of {side}×{side}, {noise} noise", functools.partial(share, blocks, of))
         for side, blocks in sorted(groups.items(), reverse=True)
         for noise, of in (("low", _low), ("high", _high))
     ]

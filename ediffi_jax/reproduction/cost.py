@@ -199,7 +199,7 @@ def _result(
     def finding(kind: str, times: int, clock: str, **bounds: float) -> Finding:
         model = described[_name(kind, times)]
         who = f"{times} experts" if kind == "experts" else f"one model of {model['blocks']} blocks a level"
-        what = f"{who} ({_parameters(described, kind, times):.2f}x the parameters): {clock} time by that of one expert"
+        what = f"{who} ({_parameters(described, kind, times):.2f}× the parameters): {clock} time by that of one expert"
         values = tuple(ratio(seconds, _name(kind, times), clock) for seconds in rounds)
         return Finding(what=what, values=values, n=size.rounds, **bounds)
 
@@ -216,7 +216,7 @@ def _result(
         findings=tuple(findings),
         how=(
             f"The base's network with random parameters, {STEPS + 1} evaluations of {BATCH} pictures a run as one"
-            f" compiled program, without guidance; experts share p(sigma) in equal parts. {size.rounds} rounds a seed,"
+            f" compiled program, without guidance; experts share p(σ) in equal parts. {size.rounds} rounds a seed,"
             " each every program once in a fresh order; the median over rounds of the ratio to one expert in the same"
             " round."
             " Processor time, which other programs of the machine disturb less, decides. Seeds are whole repetitions of"
@@ -228,7 +228,7 @@ def _result(
                 file="time.png",
                 caption=(
                     "Processor time of a sampling run, and the memory that it needs beside its parameters, against the"
-                    " number of parameters; both axes relative to one expert where they say x. Bars are ± one standard"
+                    " number of parameters; both axes relative to one expert where they say ×. Bars are ± one standard"
                     " deviation over seeds."
                 ),
             ),
@@ -271,8 +271,8 @@ def _draw(
         memory = [described[name]["temporary"] for name in names]
         if None not in memory:
             right.plot(xs, [held / 1e6 for held in memory], marker="o", markersize=4, label=label)
-    left.set(xlabel="parameters, x", ylabel="processor time, x", ylim=(0, None))
-    right.set(xlabel="parameters, x", ylabel="temporary memory, MB", ylim=(0, None))
+    left.set(xlabel="parameters, ×", ylabel="processor time, ×", ylim=(0, None))
+    right.set(xlabel="parameters, ×", ylabel="temporary memory, MB", ylim=(0, None))
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8)

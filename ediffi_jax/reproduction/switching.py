@@ -160,7 +160,7 @@ def _result(seeds: Mapping[int, Parts], number: int, stage: Stage, folder: Path)
     return Result(
         findings=tuple(findings),
         how=(
-            f"Stage {stage.spec.name!r} of the release ({stage.spec.resolution}x{stage.spec.resolution} pixels),"
+            f"Stage {stage.spec.name!r} of the release ({stage.spec.resolution}×{stage.spec.resolution} pixels),"
             f" {number} pairs of prompts a seed. The prompts of a pair name two objects each and share no colour and no"
             " shape; in one the objects stand side by side, in the other one above the other. One picture a pair and"
             f" switch, from the same noise; {STEPS} steps of {SAMPLER}, guidance {stage.spec.sampler.guidance:g}. A"
@@ -171,6 +171,10 @@ def _result(seeds: Mapping[int, Parts], number: int, stage: Stage, folder: Path)
         pictures=(
             Picture(file="curves.png", caption="What is found of either prompt; bars are ± one deviation over seeds."),
             Picture(file="pictures.png", caption=_caption(next(iter(seeds)))),
+        ),
+        remarks=(
+            "Which noise levels the last x % of the steps are depends on the grid; the table says at which the prompt"
+            " changes.",
         ),
     )  # fmt: skip
 
@@ -191,7 +195,7 @@ def _table(seeds: Mapping[int, Parts], stage: Stage) -> Table:
         moved = f"{np.mean(_moved(seeds, x)):.1f}"
         at = f"{level:.3g}" if 0 < level < np.inf else "-"
         rows.append((f"{100 * x:.0f} %", f"{STEPS - first} of {STEPS}", at, quantile, *cells, moved))
-    head = ("#2 in the last", "steps", "switch at sigma", "quantile of p(sigma)")
+    head = ("#2 in the last", "steps", "switch at σ", "quantile of p(σ)")
     names = tuple(f"{part} of #{which + 1}" for part in PARTS for which in (0, 1))
     return Table(title="Shares of pictures, means over seeds", head=(*head, *names, "change, of 255"), rows=tuple(rows))
 
