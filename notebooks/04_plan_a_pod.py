@@ -5,7 +5,7 @@
 # run, for chips that are not there, and reads from the program what lies in each chip's memory, what is computed and
 # what is sent. The TPU's compiler comes with `EXTRAS = "[plan]"` in the first cell (in a clone `pip install '.[plan]'`) and
 # needs no TPU. Without it this notebook plans for emulated CPU devices: the same questions and answers, but no times,
-# for a CPU's figures are not known; that took 105 s of processor time.
+# for a CPU's figures are not known; that took 109 s of processor time.
 
 # %%
 # Installs the package where it is missing; what Colab has of jax, numpy and protobuf stays as it is.
