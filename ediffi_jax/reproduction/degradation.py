@@ -156,8 +156,7 @@ def _measured(study: Study, size: Size, fed: _Fed, network: Stage, key: Key) -> 
         standard = style_recognition.trained()
         measured = enlarged.measure(made, fed.wanted, low, fed.truth if drawn == TRUE else None, standard)
         values = enlarged.figures(measured, _expected(size.prompts, seed), np.arange(len(made)))
-        strip = pictures.contact_sheet(list(made[:SHOWN]), columns=SHOWN)
-        pictures.write_png(study.folder / f"{part}.png", strip)
+        pictures.write_png(study.folder / f"{part}.png", pictures.contact_sheet(list(made[:SHOWN]), columns=SHOWN))
         known = np.isfinite(values)  # nobody knows what the base's pictures should be
         return {name: float(value) for name, value, told in zip(enlarged.NAMES, values, known, strict=True) if told}
 
@@ -175,10 +174,8 @@ def findings(rows: Rows, seeds: Sequence[int], number: int) -> tuple[Finding, ..
     found = []
 
     def gain(augmentation: str, drawn: str, name: str) -> np.ndarray:
-        degraded, clean = (
-            np.array([rows[seed, augmentation, preset, drawn][name] for seed in seeds]) for preset in (DEGRADED, CLEAN)
-        )
-        return degraded - clean
+        pairs = [[rows[seed, augmentation, preset, drawn][name] for preset in (CLEAN, DEGRADED)] for seed in seeds]
+        return np.diff(pairs)[:, 0]
 
     def add(what: str, values: Sequence[float], decides: bool = False, digits: int = 3, **bound: float) -> None:
         values = tuple(float(value) for value in values)
@@ -250,37 +247,42 @@ def _table(rows: Rows, seeds: Sequence[int]) -> Table:
 
 
 def _plot(study: Study, rows: Rows) -> Picture:
-    """Distance and share right, a panel for each augmentation."""
+    """Distances above, what degradation changes of them below; a column for each augmentation."""
     told, fed = _augmentations(rows), (*DRAWN, TRUE)
-    shape = {"nrows": 2, "ncols": len(told), "figsize": (4.5 * len(told), 6), "squeeze": False}
-    figure, axes = plt.subplots(**shape, sharex=True, sharey="row", layout="constrained")
-    for column, augmentation in enumerate(told):
-        for axis, name, label in zip(axes[:, column], ("distance", "right"), ("distance to renders", "share right")):
-            for preset, place in ((CLEAN, -0.2), (DEGRADED, 0.2)):
-                values = np.array([[rows[s, augmentation, preset, drawn][name] for drawn in fed] for s in study.seeds])
-                bars = values.std(axis=0, ddof=1) if len(values) > 1 else None
-                places = np.arange(len(fed)) + place
-                axis.bar(places, values.mean(axis=0), 0.38, yerr=bars, capsize=2, label=f"trained on {preset}")
-            axis.set_ylabel(label if column == 0 else "")
-        axes[0, column].set_title(f"augmentation {augmentation}")
-        axes[1, column].set_xticks(range(len(fed)), fed)
-        axes[1, column].set_xlabel("pictures that were enlarged")
+    figure, axes = plt.subplots(2, len(told), figsize=(4.5 * len(told), 6), squeeze=False, layout="constrained")
+    places = np.arange(len(fed))
+    for (above, below), augmentation in zip(axes.T, told, strict=True):
+        clean, degraded = (
+            np.array([[rows[seed, augmentation, preset, drawn]["distance"] for drawn in fed] for seed in study.seeds])
+            for preset in (CLEAN, DEGRADED)
+        )
+        for values, label, shift in ((clean, CLEAN, -0.2), (degraded, DEGRADED, 0.2)):
+            bars = values.std(axis=0, ddof=1) if len(values) > 1 else None
+            above.bar(places + shift, values.mean(axis=0), 0.38, yerr=bars, capsize=2, label=f"trained on {label}")
+        for seed, values in zip(study.seeds, 100 * (degraded / clean - 1), strict=True):
+            below.plot(places, values, "o", label=f"seed {seed}")
+        below.axhline(0, color="gray", linewidth=0.8)
+        below.set_xticks(places, fed)
+        below.set_xlabel("pictures that were enlarged")
+        above.set_title(f"augmentation {augmentation}")
+    axes[0, 0].set_ylabel("distance to renders")
+    axes[1, 0].set_ylabel("change by degradation, %")
     axes[0, 0].legend()
+    axes[1, 0].legend()
     figure.savefig(study.folder / "degradation.png", dpi=110)
     plt.close(figure)
-    caption = "Above, lower is better; below, higher is. Bars: standard deviation over seeds."
-    return Picture(file="degradation.png", caption=caption)
+    return Picture(file="degradation.png", caption="Lower is better; bars: standard deviation over seeds.")
 
 
 def _sheets(study: Study) -> list[Picture]:
-    """For each kind of base picture: the networks' strips, clean above degraded."""
+    """For each kind of base picture what the networks of the first seed make of it."""
     found, first = [], study.folder / f"seed{study.seeds[0]}"
     for drawn in DRAWN:
         files = [first / f"{preset}_augmentation_off" / f"from_{drawn}.png" for preset in (CLEAN, DEGRADED)]
         strips = [plt.imread(file)[..., :3] for file in files]
         file = f"base_{drawn.replace('-', '_')}.png"
         pictures.write_png(study.folder / file, np.round(255 * np.concatenate(strips)).astype(np.uint8))
-        caption = f"Base {drawn}, seed {study.seeds[0]}, augmentation off. Rows: trained on clean, on degraded."
+        caption = f"Base {drawn}, seed {study.seeds[0]}, augmentation off; trained on clean above, on degraded below."
         found.append(Picture(file=file, caption=caption))
     return found
 
