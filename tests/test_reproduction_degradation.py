@@ -13,7 +13,8 @@ from ediffi_jax import release
 from ediffi_jax.cascade import load
 from ediffi_jax.evaluation import enlarged
 from ediffi_jax.reproduction import degradation
-from ediffi_jax.reproduction.degradation import CLEAN, DEGRADED, DRAWN, OFF, ON, SIZES, TRUE, recipe
+from ediffi_jax.reproduction.degradation import DRAWN, TRUE
+from ediffi_jax.reproduction.degradation_networks import CLEAN, DEGRADED, OFF, ON, SIZES, recipe
 from ediffi_jax.reproduction.study import Study
 
 SEEDS = (0, 1, 2)
