@@ -110,11 +110,11 @@ def _result(study: Study, parts: Parts, number: int, cascade: Cascade) -> Result
             Picture(file="pictures.png", caption=f"The first reference of each style of seed {first}, not chosen."),
         ),
         remarks=(
-            "Where the content goes, on seed 100 with the hours' sizes: with the reference 86.7 % style and 83.3 % content;"
-            " with the style named in the caption instead 98.3 and 95.8 %; with both 90.0 and 80.8 %. So it is the"
-            " reference that costs content, not the style. It is not the solver either (48 references: content 83.3 %,"
-            " with the release's 16 steps of 3-kutta 87.5 %), nor the reading (120 renders of 64 pixels, blurred, noised"
-            " and tinted: styles, colours and shapes all right).",
+            "Where the content goes, on seed 100 with the hours' sizes: with the reference 86.7 % style and 83.3 %"
+            " content; with the style named in the caption instead 98.3 and 95.8 %; with both 90.0 and 80.8 %. So most"
+            " of the content is lost to the reference, not to the style. The solver is at most a part of it (48"
+            " references: content 83.3 %, with the release's 16 steps of 3-kutta 87.5 %, standard errors of 5), and the"
+            " reading none (120 renders of 64 pixels, blurred, noised and tinted: styles, colours, shapes all right).",
         ),
     )
 
