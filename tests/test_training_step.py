@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from training_fakes import EMA, Net, make_adamw, make_batch, make_objective, make_state, same
 
 from ediffi_jax import experts
@@ -18,7 +19,7 @@ from ediffi_jax.denoiser import precondition
 from ediffi_jax.experts import Ensemble
 from ediffi_jax.noise import LogNormal
 from ediffi_jax.training import state as train_state
-from ediffi_jax.training.mesh import make_mesh, put_batch, put_batches, state_shardings
+from ediffi_jax.training.mesh import make_mesh, put_batch, put_batches, state_shardings, whole
 from ediffi_jax.training.schedule import Phase
 from ediffi_jax.training.state import TrainState
 from ediffi_jax.training.step import expert_ranges, make_train_step, make_train_steps
@@ -287,3 +288,29 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
     assert float(constant(1000)) == 2.0
     cooled = train_state.learning_rate({**config, "decay": "constant", "cooldown": 10}, 24)
     np.testing.assert_allclose([cooled(t) for t in (0, 13, 14, 19, 23, 24, 30)], [0.5, 2, 2, 1, 0.2, 0, 0], atol=1e-6)
+
+
+def test_gradients_come_back_in_the_parts_that_weights_lie_in() -> None:
+    """Each device holds a quarter of a kernel's gradient, and a bias's whole; the numbers are those of one device."""
+    mesh = make_mesh({"expert": 1, "data": 2, "fsdp": 4}, 1)
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.normal(size=(64, 96)).astype(np.float32), "bias": np.zeros(96, np.float32)}
+    x = rng.normal(size=(16, 64)).astype(np.float32)
+
+    def loss(params, x):
+        return jnp.mean(jnp.tanh(x @ params["kernel"] + params["bias"]) ** 2)
+
+    expected = jax.grad(loss)(params, x)
+    stacked = jax.tree.map(lambda leaf: leaf[None], params)
+    placed = jax.device_put(stacked, state_shardings(mesh, stacked))
+
+    @jax.jit
+    def gradient(placed, x):
+        own = experts.take(placed, 0)
+        return jax.grad(lambda params: loss(whole(mesh, params), x))(own)
+
+    found = gradient(placed, jax.device_put(x, NamedSharding(mesh, P(("data", "fsdp")))))
+    parts = {name: leaf.addressable_shards[0].data.shape for name, leaf in found.items()}
+    assert parts == {"kernel": (64, 24), "bias": (96,)}
+    for name, leaf in found.items():
+        np.testing.assert_allclose(leaf, expected[name], rtol=1e-5, atol=1e-7)

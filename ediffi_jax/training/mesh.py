@@ -7,6 +7,7 @@ are laid over `expert` and (`data`, `fsdp`). The compiler derives every collecti
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,13 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Bool
+from jaxtyping import Array, Bool
 
 from ediffi_jax.data.batches import Part
+from ediffi_jax.encoders.sharding import gathered
 from ediffi_jax.training.errors import TrainingError
 from ediffi_jax.training.slices import arrange
+from ediffi_jax.types import Params
 
 AXES = ("expert", "data", "fsdp")
 # First match wins. "replicate" keeps a leaf whole on each device of an expert's group; "largest" cuts its
@@ -91,6 +94,33 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
         return NamedSharding(mesh, leaf_spec(name, leaf.shape, mesh.shape["fsdp"]))
 
     return jax.tree_util.tree_map_with_path(place, state)
+
+
+def whole(mesh: Mesh, params: Params) -> Params:
+    """One expert's parameters, gathered where they are used; their gradient comes back in the parts they lie in.
+
+    The transpose of gathering alone would be a gradient that is whole on every device, in memory all at once.
+
+    Args:
+        mesh: of `make_mesh`; inside `shard_map` its manual axes are left alone.
+        params: leaves without an expert axis.
+    """
+
+    def in_parts(path: tuple, leaf: Array) -> Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = leaf_spec(name, (1, *leaf.shape), mesh.shape["fsdp"])
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(around, P(*spec[1:])))
+
+    around = jax.sharding.get_abstract_mesh()
+    if not around.empty and jax.__version_info__ < (0, 8):
+        return gathered(mesh, params)  # which leaves them alone
+    around = mesh if around.empty else around
+    used = jax.custom_vjp(functools.partial(gathered, mesh))
+    used.defvjp(
+        lambda params: (gathered(mesh, params), None),
+        lambda _, gradient: (jax.tree_util.tree_map_with_path(in_parts, gradient),),
+    )
+    return used(params)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

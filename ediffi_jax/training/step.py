@@ -31,7 +31,7 @@ from ediffi_jax import experts
 from ediffi_jax.conditioning import Kept
 from ediffi_jax.encoders.sharding import gathered
 from ediffi_jax.noise import Interval, LogNormal, draw_sigma
-from ediffi_jax.training.mesh import batch_sharding, batches_sharding, replicated, state_shardings
+from ediffi_jax.training.mesh import batch_sharding, batches_sharding, replicated, state_shardings, whole
 from ediffi_jax.training.objective import Noises, Objective
 from ediffi_jax.training.schedule import Phase
 from ediffi_jax.training.state import TrainState, ema_decay
@@ -63,8 +63,8 @@ def expert_step_fn(
 
             def mean_loss(params: PyTree) -> Array:
                 # Gathered weights, not the pictures: else the compiler sums activations over all devices.
-                whole = gathered(mesh, params)
-                return objective.losses(whole, batch, cond, sigma, *edges, noises, dropout_key).mean()
+                everywhere = whole(mesh, params)
+                return objective.losses(everywhere, batch, cond, sigma, *edges, noises, dropout_key).mean()
 
             return jax.value_and_grad(mean_loss)(params)
 
