@@ -76,7 +76,7 @@ def machine() -> str:
     """Processor, cores that this process may use, accelerators, jax."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     devices = "" if jax.default_backend() == "cpu" else f", {jax.device_count()} x {jax.devices()[0].device_kind}"
-    return f"{_processor()}, {cores} cores{devices}, jax {jax.__version__}"
+    return f"{_processor()}, {cores} core{'' if cores == 1 else 's'}{devices}, jax {jax.__version__}"
 
 
 def _processor() -> str:
