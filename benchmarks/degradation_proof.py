@@ -1,12 +1,14 @@
 """What degraded training is worth: one super-resolution stage trained on with and without it, fed real base pictures.
 
     python -m benchmarks.degradation_proof --steps=400 --number=200 --out=runs/degradation_proof
+    python -m benchmarks.degradation_proof --stage=sr256 --noaugmentation --steps=400 --number=96 --out=runs/proof_sr256
 
 For each of `--degrade` (none is the clean low-resolution picture) the scenes recipe's `--stage` is trained `--steps`
 steps from the same start (`--start=release`: the bundled weights, which never saw a degradation; `--start=scratch`:
-random ones), on the same pictures in the same order and with the same noise. The base draws `--number` held-out
-prompts once; every model enlarges the same pictures, and the true reductions of the scenes as well, from the same
-noise. Reported, with 95 % intervals (see `evaluation/enlarged.py`), and as differences to the first of `--degrade`:
+random ones), on the same pictures in the same order and with the same noise. What comes before it in the cascade
+draws `--number` held-out prompts once; every model enlarges the same pictures, and the true reductions of the scenes
+as well, from the same noise. Reported, with 95 % intervals (see `evaluation/enlarged.py`), and as differences to the
+first of `--degrade`:
 
     right      share of pictures in which the exact scorer finds all that was asked for
     distance   between the statistics of the pictures and of renders of other held-out scenes
@@ -32,15 +34,14 @@ from jaxtyping import UInt8
 
 FLAGS = flags.FLAGS
 DEGRADE = flags.DEFINE_list("degrade", ["none", "cascade"], "Presets, or none; the others are compared with the first.")
-STAGE = flags.DEFINE_string(
-    "stage", "sr64", "Super-resolution stage that comes after the base, with the recipe's arguments."
-)
+STAGE = flags.DEFINE_string("stage", "sr64", "sr64 or sr256, with the recipe's arguments as in sr64,tiny.")
+AUGMENTATION = flags.DEFINE_bool("augmentation", True, "Noise-conditioning augmentation, in training and sampling.")
 START = flags.DEFINE_enum("start", "release", ["release", "scratch"], "Weights to train on from.")
 STEPS = flags.DEFINE_integer("steps", 400, "Training steps of each model.", lower_bound=1)
 NUM_SCENES = flags.DEFINE_integer("num_scenes", 60_000, "Scenes to train on.", lower_bound=64)
 DATA = flags.DEFINE_string("data", "", "Where scenes are kept; default the cache folder.")
 NUMBER = flags.DEFINE_integer("number", 200, "Held-out prompts.", lower_bound=2)
-BASE_STEPS = flags.DEFINE_integer("base_steps", None, "Solver steps of the base; default its own.")
+BASE_STEPS = flags.DEFINE_integer("base_steps", None, "Solver steps of what comes before; default its own.")
 SEED = flags.DEFINE_integer("seed", 0, "Of training and of the pictures.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 20, "Pictures at a time in sampling.", lower_bound=1)
 OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
@@ -62,6 +63,8 @@ def train(name: str, folder: Path) -> Any:
     config.update({"log_every": 25, "save_every": 100, "eval_every": 0, "eval_batches": 1, "sample_every": 0})
     config.data.update({"dir": DATA.value, "num_scenes": NUM_SCENES.value, "captions": 0})
     config.data.degrade = "" if name == "none" else name
+    if not AUGMENTATION.value:
+        config.aug.update({"max_level": 0.0, "level": 0.0})
     if loop.train(config, folder) != loop.FINISHED:
         raise SystemExit(loop.RESTART)
     run = release.read_workdir(folder)
@@ -100,23 +103,27 @@ def main(argv: list[str]) -> None:
     for name in DEGRADE.value:
         if name not in ("none", *PRESETS):
             raise app.UsageError(f"--degrade={name!r} is unknown{nearest(name, ('none', *PRESETS))}")
-    out = pictures.make_folder(OUT.value)
     cascade = ed.load("scenes")
-    models = {"released": cascade.stages[1]} | {name: train(name, out / name) for name in DEGRADE.value}
+    stages = [stage.spec.name for stage in cascade.stages]
+    asked = STAGE.value.partition(",")[0]
+    if asked not in stages[1:]:
+        raise app.UsageError(f"--stage={STAGE.value!r} is no super-resolution stage{nearest(asked, stages[1:])}")
+    index, out = stages.index(asked), pictures.make_folder(OUT.value)
+    models = {"released": cascade.stages[index]} | {name: train(name, out / name) for name in DEGRADE.value}
     prompts, wanted = zip(*scenes.heldout_prompts(NUMBER.value, SEED.value), strict=True)
-    base = dataclasses.replace(cascade, stages=cascade.stages[:1])
-    side, small = models["released"].spec.resolution, base.stages[0].spec.resolution
+    below = dataclasses.replace(cascade, stages=cascade.stages[:index])
+    side, small = models["released"].spec.resolution, below.stages[-1].spec.resolution
     truth = np.stack([scenes.render(scene, side) for scene in wanted])
     draw = {"seed": SEED.value, "steps": BASE_STEPS.value, "batch_size": BATCH_SIZE.value}
     fed = {
-        "base": remembered(out / "base.npy", lambda: base.sample(list(prompts), **draw)),
+        "base": remembered(out / "base.npy", lambda: below.sample(list(prompts), **draw)),
         "truth": np.stack([shrink(picture, small) for picture in truth]),
     }
     standard = style_recognition.trained()
     expected = reference(2 * NUMBER.value, SEED.value + 1, side, standard)
     conditioning = cascade.encoders.encode(list(prompts))
-    noise = {"seed": SEED.value, "batch_size": BATCH_SIZE.value}
-    names = ("degrade", "stage", "start", "steps", "num_scenes", "number", "base_steps", "seed")
+    noise = {"seed": SEED.value, "batch_size": BATCH_SIZE.value, "index": index}
+    names = ("degrade", "stage", "augmentation", "start", "steps", "num_scenes", "number", "base_steps", "seed")
     report: dict[str, Any] = {
         "settings": {name: FLAGS[name].value for name in names},
         "fingerprint": cascade.fingerprint,

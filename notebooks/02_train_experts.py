@@ -6,7 +6,7 @@
 # experiments of the paper on what the text is used for at which noise: attention, and changing the prompt half-way.
 #
 # The sizes below are a CPU's: far from convergence. See what happens, and do not conclude who wins; three seeds of a
-# longer comparison are in `docs/experts.md`.
+# longer comparison are in `docs/reproduction.md`.
 
 # %%
 # Installs the package where it is missing; what Colab has of jax, numpy and protobuf stays as it is.

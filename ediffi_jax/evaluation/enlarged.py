@@ -46,20 +46,23 @@ class Measured:
     error: Float[np.ndarray, "n"]
 
 
-def enlarge(stage: Stage, conditioning: Conditioning, low: Pictures, *, seed: int, batch_size: int) -> Pictures:
+def enlarge(
+    stage: Stage, conditioning: Conditioning, low: Pictures, *, seed: int, batch_size: int, index: int = 1
+) -> Pictures:
     """Pictures [n, r, r, 3] of a super-resolution stage, each from the noise that a cascade would give it.
 
     Args:
-        stage: the second of a cascade.
+        stage: of super-resolution.
         conditioning: rows [n, ...].
         low: uint8 [n, r', r', 3].
         seed: of the noise.
         batch_size: pictures at a time.
+        index: the stage's place in its cascade; the base's is 0.
     """
     made = []
     for start in range(0, len(low), batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), len(low) - 1)  # one shape, compiled once
-        keys = image_keys(np.uint32(seed), rows.astype(np.uint32), stage_index=1)
+        keys = image_keys(np.uint32(seed), rows.astype(np.uint32), stage_index=index)
         cond = jax.tree.map(lambda leaf: leaf[rows], conditioning)  # noqa: B023 (used at once)
         made.append(to_uint8(np.asarray(stage.sample(cond, keys, low_res=low[rows] / np.float32(127.5) - 1))))
     return np.concatenate(made)[: len(low)]

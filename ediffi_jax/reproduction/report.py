@@ -140,12 +140,10 @@ def _made(found: Sequence[Measured]) -> str:
 
 
 def _conditions(told: Measured) -> str:
-    seeds = ", ".join(map(str, told.seeds))
+    seeds = ",".join(map(str, told.seeds))
     few = " Fewer than three seeds: a try, no measurement." if len(told.seeds) < 3 else ""
-    return (
-        f"Command: `python -m launch.reproduce --claims={told.name} --budget={told.budget} --seeds={seeds.replace(' ', '')}`;"
-        f" seeds {seeds}; {told.seconds / 60:.1f} minutes; {told.machine}.{few}"
-    )
+    command = f"python -m launch.reproduce --claims={told.name} --budget={told.budget} --seeds={seeds}"
+    return f"Command: `{command}`; {told.seconds / 60:.1f} minutes; {told.machine}.{few}"
 
 
 def _image(told: Measured, file: str) -> str:

@@ -1,4 +1,4 @@
-"""A claim's result with what it was measured with, as one JSON file: a report may be of claims measured in several calls."""
+"""A claim's result with what it was measured with, as one JSON file: reports join claims of several calls."""
 
 from __future__ import annotations
 
