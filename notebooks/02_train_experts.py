@@ -5,8 +5,8 @@
 # noise. Beside them the single model goes on for as many pictures, so that the comparison is fair. Then two
 # experiments of the paper on what the text is used for at which noise: attention, and changing the prompt half-way.
 #
-# The sizes below are a CPU's: far from convergence. See what happens, and do not conclude who wins; three seeds of a
-# longer comparison are in `docs/reproduction.md`.
+# The sizes below are a CPU's: far from convergence, eight and a half minutes of processor time, 4 GB of memory. See what
+# happens, and do not conclude who wins; three seeds of a longer comparison are in `docs/reproduction.md`.
 
 # %%
 # Installs the package where it is missing; what Colab has of jax, numpy and protobuf stays as it is.

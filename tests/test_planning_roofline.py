@@ -10,7 +10,7 @@ from ediffi_jax.planning.chips import CHIPS
 from ediffi_jax.planning.errors import PlanError
 from ediffi_jax.planning.roofline import PARTS, bound
 
-AMOUNT = st.floats(0, 1e18)
+AMOUNT = st.just(0.0) | st.floats(1, 1e18)  # operations and bytes: none, or at least one
 
 
 @pytest.mark.parametrize(
