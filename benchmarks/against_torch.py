@@ -9,7 +9,7 @@ sample   a guided Euler loop of `--steps` steps over prepared conditioning, two 
 `benchmarks/torch_peer.py` is the other side, held equal to ours by a test. On a GPU both compute in bfloat16 and
 PyTorch is compiled (`torch.compile`, channels last); on a CPU both are float32, and `--torch_compile` compiles PyTorch
 there too. The table gives medians, and the median of the rounds' ratios with quartiles, ours over PyTorch's: above
-1 we are faster. With `--peak_tflops` the model FLOPs of a step (no recomputation) give an MFU for both.
+1 we are faster. `JAX_NUM_CPU_DEVICES=4` divides our batch over four cores, as `launch.sample` does. With `--peak_tflops` the model FLOPs of a step (no recomputation) give an MFU for both.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from absl import app, flags
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from benchmarks import torch_peer
@@ -35,6 +37,7 @@ from ediffi_jax.compilation import compute_dtype
 from ediffi_jax.conditioning import ENCODERS, Conditioning
 from ediffi_jax.data.embedding_rows import to_conditioning
 from ediffi_jax.denoiser import precondition
+from ediffi_jax.devices import default_devices
 from ediffi_jax.planning.encoders import planned_encoders
 from ediffi_jax.planning.flops import global_flops
 from ediffi_jax.planning.program import batch_shapes, make_objective, phase_of
@@ -64,7 +67,7 @@ class Setup:
         self.config.batch_size = BATCH.value
         self.config.model.remat = False
         self.phase = phase_of(self.config, 0)
-        self.mesh = make_mesh({"expert": 1, "data": -1, "fsdp": 1}, 1, jax.devices()[:1])
+        self.mesh = make_mesh({"expert": 1, "data": -1, "fsdp": 1}, 1, default_devices())
         encoders = planned_encoders(self.config.encoders, compute_dtype())
         self.objective = make_objective(self.config, encoders, self.mesh)
         rng = np.random.default_rng(0)
@@ -110,7 +113,8 @@ def ours(setup: Setup) -> tuple[Programs, float]:
         guided = guidance.classifier_free(lambda c: denoise_of(params, c), cond, null, WEIGHT.value)
         return samplers.get("euler")(guided, noise, jnp.asarray(setup.sigmas, jnp.float32))
 
-    arguments = jax.device_put((setup.params, setup.cond, setup.noise))
+    places = NamedSharding(setup.mesh, P()), *[NamedSharding(setup.mesh, P("data"))] * 2
+    arguments = jax.device_put((setup.params, setup.cond, setup.noise), places)
     return {"train": train, "sample": lambda: np.asarray(loop(*arguments))}, flops
 
 
@@ -199,7 +203,7 @@ def main(_: list[str]) -> None:
     pictures = mine["sample"](), peer["sample"]()
     error = float(np.abs(pictures[0] - pictures[1]).max() / np.abs(pictures[0]).max())
     size = sum(leaf.size for leaf in jax.tree.leaves(setup.params)) / 1e6
-    machine = f"{jax.devices()[0].device_kind}, {len(os.sched_getaffinity(0))} cores"
+    machine = f"{setup.mesh.size} x {jax.devices()[0].device_kind}, {len(os.sched_getaffinity(0))} cores"
     print(f"{machine}; {size:.1f} M parameters, batch {BATCH.value}")
     print(f"sampled pictures differ by at most {error:.1e} of their range")
     rows: dict[str, Any] = {"error": error, "flops_per_step": flops, "batch": BATCH.value, "parameters_M": size}

@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from ediffi_jax import compilation, conditioning, encoders, release
 from ediffi_jax.conditioning import Conditioning
+from ediffi_jax.devices import affordable, default_devices
 from ediffi_jax.encoders import Encoders
 from ediffi_jax.release import Release
 from ediffi_jax.request import Request, make_request
@@ -202,7 +203,7 @@ class Cascade:
 
     @property
     def _devices(self) -> int:
-        return len(self.stages[0].devices)
+        return len(self.stages[0].home)
 
     def _conditionings(self, request: Request) -> tuple[Conditioning, Conditioning | None]:
         """Embeddings of the prompts, rows [P, ...], and of the negative prompts if there are any."""
@@ -225,7 +226,8 @@ def load(
     Args:
         name_or_path: e.g. "scenes", "path/to/release", "runs/base", "gs://BUCKET/release".
         compute_dtype: "float32", "bfloat16", or "auto": bfloat16 where the hardware has it.
-        devices: what to sample on; default all local accelerators, or one CPU device.
+        devices: what to sample on; default all local accelerators, or one CPU device; with
+            `jax_num_cpu_devices` set, so many cores (`ediffi_jax.devices`).
 
     Raises:
         ReleaseError, EncoderError: not found, damaged, or incomplete.
@@ -262,7 +264,8 @@ def from_release(
     for spec, params in zip(found.specs, found.params, strict=True):
         release.check_params(release.flatten(params), spec, coded.spec, f"{folder} ({spec.file or spec.name})")
     dtype = compilation.compute_dtype(compute_dtype)
-    places = tuple(devices or ()) or default_devices()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(found.params))
+    places = affordable(tuple(devices or ()) or default_devices(), size)
     return Cascade(
         stages=tuple(Stage(s, p, dtype, places) for s, p in zip(found.specs, found.params, strict=True)),
         encoders=coded,
@@ -270,12 +273,6 @@ def from_release(
         encoders_folder=found.encoders,
         trained=found.trained,
     )
-
-
-def default_devices() -> tuple[jax.Device, ...]:
-    """All local accelerators; of emulated CPU devices, which share the same cores, one."""
-    devices = jax.local_devices()
-    return tuple(devices[:1] if devices[0].platform == "cpu" else devices)
 
 
 def to_uint8(x: Float[Array, "*b h w 3"]) -> UInt8[np.ndarray, "*b h w 3"]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -56,8 +57,9 @@ class Stage:
         params: float32 parameters, leaves [E, ...] with the expert axis first; host arrays stay on the host. On the
             devices lies what the network computes with, `at_compute_dtype`.
         compute_dtype: "float32" or "bfloat16", of the network's inner arithmetic.
-        devices: the batch is divided over these, and parameters are on each; empty leaves everything
-            where it is, which is what a stage inside somebody else's compiled function wants.
+        devices: `sample` divides the batch over these, over CPU devices as far as it divides; parameters are on each
+            accelerator, or on the first CPU device. Empty leaves everything where it is, which is what a stage inside
+            somebody else's compiled function wants.
     """
 
     spec: StageSpec
@@ -76,7 +78,17 @@ class Stage:
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(self.params))
         # What is kept must be arrays, also when first asked for inside somebody else's `jax.jit`.
         with contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
-            return tuple(self._place(self.at_compute_dtype(one)) for one in experts.unstack(self.params))
+            return tuple(_place(self.at_compute_dtype(one), self.home) for one in experts.unstack(self.params))
+
+    @functools.cached_property
+    def home(self) -> tuple[jax.Device, ...]:
+        """Where parameters stay: copies for further cores, which share one memory, are made for a batch."""
+        return self.devices[:1] if self.devices and self.devices[0].platform == "cpu" else self.devices
+
+    def places(self, batch: int) -> tuple[jax.Device, ...]:
+        """The devices that a batch of this size is divided over: all or one; of CPU devices as many as divide it."""
+        count = math.gcd(batch, len(self.devices))
+        return self.devices[: 1 if len(self.home) == len(self.devices) != count else count]
 
     def at_compute_dtype(self, params: PyTree) -> PyTree:
         """Parameters with those of products and convolutions in the compute dtype, which they are converted to anyway.
@@ -169,14 +181,14 @@ class Stage:
         settings = settings or self.spec.sampler
         null = null if settings.guidance != 0.0 else None
         inputs = self._inputs(conditioning, null, settings.guidance, low_res, aug_level, paint, style_weight)
-        single = callback is not None or bool(self.devices) and keys.shape[0] % len(self.devices) != 0
+        places = self.places(1 if callback is not None else keys.shape[0])
         weight = inputs.pop("weight")
         with self._reports.to(None if callback is None else functools.partial(self._tell, callback)):
             return self._program(
-                self._place(self._experts, single),
-                self._place(weight, single),
-                self._place(inputs, single, PartitionSpec("batch")),
-                self._place(keys, single, PartitionSpec("batch")),
+                self._experts if places == self.home else _place(self._experts, places),
+                _place(weight, places),
+                _place(inputs, places, PartitionSpec("batch")),
+                _place(keys, places, PartitionSpec("batch")),
                 noise_grid(settings),
                 **_static(settings),
                 observed=callback is not None,
@@ -337,14 +349,13 @@ class Stage:
         expert = int(np.searchsorted(np.asarray(self.ensemble.cut_sigmas, np.float32), np.float32(sigma), side="right"))
         callback(self.spec.name, int(step), float(sigma), expert, np.asarray(x0))
 
-    def _place(self, tree: PyTree, single: bool = False, spec: PartitionSpec = PartitionSpec()) -> PyTree:
-        """Lays arrays over the stage's devices by `spec`, or on the first alone."""
-        if not self.devices:
-            return tree
-        if single or len(self.devices) == 1:
-            return jax.device_put(tree, self.devices[0])
-        mesh = jax.make_mesh((len(self.devices),), ("batch",), axis_types=(AxisType.Auto,), devices=self.devices)
-        return jax.device_put(tree, NamedSharding(mesh, spec))
+
+def _place(tree: PyTree, devices: tuple[jax.Device, ...], spec: PartitionSpec = PartitionSpec()) -> PyTree:
+    """Lays arrays over devices by `spec`; over none, leaves them where they are."""
+    if len(devices) < 2:
+        return jax.device_put(tree, devices[0]) if devices else tree
+    mesh = jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
+    return jax.device_put(tree, NamedSharding(mesh, spec))
 
 
 def _static(settings: SamplerSpec) -> dict[str, Any]:

@@ -48,7 +48,7 @@ OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 def main(overrides: list[str]) -> None:
     """Opens everything, then measures."""
     refuse_overrides(overrides)
-    from ediffi_jax import cascade, pictures, samples
+    from ediffi_jax import cascade, devices, pictures, samples
     from ediffi_jax.evaluation import curve_picture, curves, inputs, picture_folder, tradeoff
 
     if COMPARE.value:
@@ -58,7 +58,7 @@ def main(overrides: list[str]) -> None:
     points = {"guidance": inputs.weights(GUIDANCE.value), "seeds": inputs.seeds(SEEDS.value)}
     found = picture_folder.read(GENERATED.value, NUM.value) if GENERATED.value else None
     num = len(found.files) if found else NUM.value or 300
-    loaded = None if found else inputs.up_to(cascade.load(CASCADE.value), STAGE.value)
+    loaded = None if found else inputs.up_to(cascade.load(CASCADE.value, devices=devices.use_cores()), STAGE.value)
     resolution = found.resolution if found else loaded.stages[-1].spec.resolution
     where = {"annotated": ANNOTATIONS.value, "images": IMAGES.value, "split": SPLIT.value, "resolution": resolution}
     asked = inputs.protocol(PROTOCOL.value, max(num, REFERENCE_NUM.value or num), seed=PROMPT_SEED.value, **where)

@@ -27,7 +27,7 @@ OUT = flags.DEFINE_string("out", None, "PNG to write.", required=True)
 def main(overrides: list[str]) -> None:
     """Samples column by column and writes the sheet."""
     refuse_overrides(overrides)
-    from ediffi_jax import cascade, grids, pictures, samples, stores
+    from ediffi_jax import cascade, devices, grids, pictures, samples, stores
 
     prompts = samples.read_prompts(PROMPT.value, PROMPTS_FILE.value)
     wishes = {
@@ -38,7 +38,7 @@ def main(overrides: list[str]) -> None:
     }
     out = stores.at(OUT.value).expanduser()
     pictures.make_folder(out.parent, remote=True)
-    loaded = cascade.load(CASCADE.value)
+    loaded = cascade.load(CASCADE.value, devices=devices.use_cores())
     if STYLE.value:
         sheet = grids.styles(loaded, prompts, STYLE.value, **wishes)
     else:

@@ -52,7 +52,7 @@ OUT = flags.DEFINE_string("out", None, "Folder, or gs://BUCKET/PREFIX, to write.
 def main(overrides: list[str]) -> None:
     """Checks everything, then samples."""
     refuse_overrides(overrides)
-    from ediffi_jax import cascade, paint, pictures, samples
+    from ediffi_jax import cascade, devices, paint, pictures, samples
 
     prompts = samples.read_prompts(PROMPT.value, PROMPTS_FILE.value)
     wishes = {
@@ -70,7 +70,7 @@ def main(overrides: list[str]) -> None:
         "batch_size": BATCH_SIZE.value,
     }
     pictures.make_folder(OUT.value, remote=True)
-    loaded = cascade.load(CASCADE.value)
+    loaded = cascade.load(CASCADE.value, devices=devices.use_cores())
     request = loaded.request(prompts, **wishes)
     folder = samples.write_samples(OUT.value, loaded, request, STYLE.value)
     print(f"{request.total} pictures in {folder}")

@@ -77,12 +77,34 @@ def test_the_same_request_gives_the_same_bits_and_another_seed_other_images(
 
 
 @pytest.mark.slow
-def test_eight_devices_give_what_one_gives(folder: Path, eight: dict[str, np.ndarray]) -> None:
+@pytest.mark.parametrize("parameters", ["on the first device", "on every device"])
+def test_eight_devices_give_what_one_gives(folder: Path, eight: dict[str, np.ndarray], parameters: str) -> None:
     assert len(jax.devices()) == 8
     spread = load(folder, devices=jax.devices())
+    if parameters == "on every device":  # as on accelerators
+        for each in spread.stages:
+            each.__dict__["home"] = each.devices
     images = spread.sample(PROMPTS, num=4, seed=7, batch_size=8, return_stages=True, progress=False)
     for name, expected in eight.items():
         assert difference(images[name], expected) <= 1
+
+
+@pytest.mark.parametrize(("batch", "cores", "accelerators"), [(8, 4, 4), (6, 2, 1), (4, 4, 4), (1, 1, 1), (5, 1, 1)])
+def test_a_batch_is_divided_over_the_cores_that_divide_it(
+    folder: Path, batch: int, cores: int, accelerators: int
+) -> None:
+    base = load(folder, devices=jax.devices()[:4]).stages[0]
+    assert base.home == base.devices[:1]
+    assert base.places(batch) == base.devices[:cores]
+    base.__dict__["home"] = base.devices
+    assert base.places(batch) == base.devices[:accelerators]
+
+
+def test_pictures_come_from_the_cores_they_were_divided_over(cascade: Cascade, folder: Path) -> None:
+    base = load(folder, devices=jax.devices()[:4]).stages[0]
+    rows = jax.tree.map(lambda leaf: leaf[np.array([0, 0])], cascade.encoders.encode(PROMPTS[:1]))
+    found = base.sample(rows, jax.random.split(jax.random.key(0), 2))
+    assert found.sharding.device_set == set(jax.devices()[:2])
 
 
 def test_keys_are_those_of_seed_stage_and_image() -> None:

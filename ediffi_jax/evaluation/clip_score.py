@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, UInt8
 
-from ediffi_jax.cascade import default_devices
+from ediffi_jax.devices import default_devices
 from ediffi_jax.encoders import Encoders
 from ediffi_jax.evaluation.errors import EvaluationError
 from ediffi_jax.evaluation.features import clip_params, over_devices, placement

@@ -21,7 +21,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, UInt8
 
-from ediffi_jax.cascade import default_devices
+from ediffi_jax.devices import default_devices
 from ediffi_jax.encoders import Encoders
 from ediffi_jax.evaluation import inception, inception_files, resize
 from ediffi_jax.evaluation.errors import EvaluationError
