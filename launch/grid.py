@@ -37,8 +37,8 @@ def main(overrides: list[str]) -> None:
         "style_weight": samples.per_stage(STYLE_WEIGHT.value, float, "style_weight"),
     }
     out = stores.at(OUT.value).expanduser()
-    pictures.make_folder(out.parent, remote=True)
     loaded = cascade.load(CASCADE.value, devices=devices.use_cores())
+    pictures.make_folder(out.parent, remote=True)
     if STYLE.value:
         sheet = grids.styles(loaded, prompts, STYLE.value, **wishes)
     else:

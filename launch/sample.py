@@ -69,9 +69,9 @@ def main(overrides: list[str]) -> None:
         "steps": samples.per_stage(STEPS.value, int, "steps"),
         "batch_size": BATCH_SIZE.value,
     }
-    pictures.make_folder(OUT.value, remote=True)
     loaded = cascade.load(CASCADE.value, devices=devices.use_cores())
     request = loaded.request(prompts, **wishes)
+    pictures.make_folder(OUT.value, remote=True)
     folder = samples.write_samples(OUT.value, loaded, request, STYLE.value)
     print(f"{request.total} pictures in {folder}")
 

@@ -134,6 +134,7 @@ def test_mistakes_are_one_line_and_exit_code_2(folder: Path, root: Path, flags: 
     done = verb("sample", *common, *flags, cache=root / "cache")
     assert done.returncode == 2
     assert message in done.stderr and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not (root / "wrong").exists()  # nothing is begun
 
 
 def test_help_teaches(root: Path) -> None:
